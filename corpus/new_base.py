@@ -1,0 +1,135 @@
+"""An untrained small T5 for any reports: config, SentencePiece tokenizer trained on them, random
+weights.
+
+    python -m corpus.new_base --data.path DIR --output_dir OUT
+    accelerate launch train_loop.py --config recipes/denoise.toml --model.path OUT --data.path DIR
+
+The first line makes the base, the second pre-trains it: the way to a T5 where no hub can be
+reached. (The only module of corpus/ that needs torch.)
+"""
+
+import shutil
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sentencepiece
+import torch
+from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+from config import parse
+from data import SourceConfig, read_pairs
+from errors import ConfigError, exits_cleanly
+from quiet import quieten_libraries
+
+N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
+
+
+@dataclass(frozen=True)
+class NewBaseConfig:
+    """An untrained T5. The defaults suit a few thousand short reports and two CPU cores."""
+
+    output_dir: str
+    """Folder of the new base; must not exist yet."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    d_ff: int = 1024
+    """Width of the feed-forward layers."""
+    d_kv: int = 64
+    """Width of one attention head."""
+    n_heads: int = 4
+    """Attention heads per layer."""
+    n_layers: int = 4
+    """Layers of the encoder, and of the decoder."""
+    dropout: float = 0.1
+    """Dropout probability stored in the config (0 to 1)."""
+    vocab_size: int = 2000
+    """Largest number of SentencePiece pieces; small corpora give fewer."""
+    tokenizer: str | None = None
+    """Folder of a T5 tokenizer to use as it is; none = train one on the reports."""
+    half: bool = False
+    """Store the weights in fp16 (half the disk; training is in fp32 all the same)."""
+    seed: int = 0
+    """Seed of the random weights."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
+    """A T5 tokenizer (unigram pieces, <pad> 0, </s> 1, <unk> 2, 100 sentinels) trained on the
+    texts."""
+    prefix = folder / "spiece"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(prefix),
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        split_digits=True,  # a size is copied digit by digit
+        required_chars=string.ascii_letters + string.digits + string.punctuation,
+        character_coverage=1.0,
+        max_sentence_length=1_000_000,  # bytes; longer ones would be left out silently
+        num_threads=1,  # the same pieces on every machine
+        minloglevel=2,
+    )
+    prefix.with_suffix(".vocab").unlink()
+    return T5Tokenizer.from_pretrained(str(folder), extra_ids=N_SENTINELS)
+
+
+def t5_config(config: NewBaseConfig, n_tokens: int) -> T5Config:
+    """T5 1.0 (ReLU, tied embeddings). The vocabulary rounds up to a multiple of 64 for the
+    hardware's sake."""
+    return T5Config(
+        vocab_size=-(-n_tokens // 64) * 64,
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        d_kv=config.d_kv,
+        num_heads=config.n_heads,
+        num_layers=config.n_layers,
+        dropout_rate=config.dropout,
+        decoder_start_token_id=0,
+    )
+
+
+def new_base(config: NewBaseConfig) -> int:
+    """Write the base into config.output_dir, whole or not at all; returns its number of
+    parameters."""
+    folder = Path(config.output_dir)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: choose another --output_dir or remove it")
+    texts = []
+    if config.tokenizer is None:
+        pairs = read_pairs(config.data, "train").pairs
+        texts = [text for pair in pairs for text in (pair.prompt, pair.impression)]
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tokenizer: PreTrainedTokenizerBase
+    if config.tokenizer is None:
+        tokenizer = train_tokenizer(texts, config.vocab_size, partial)
+    else:
+        tokenizer = T5Tokenizer.from_pretrained(config.tokenizer)
+    tokenizer.save_pretrained(str(partial))
+    torch.manual_seed(config.seed)
+    model = T5ForConditionalGeneration(t5_config(config, len(tokenizer)))
+    n_parameters = model.num_parameters()
+    (model.half() if config.half else model).save_pretrained(str(partial))
+    partial.rename(folder)
+    return n_parameters
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    quieten_libraries()
+    config = parse(NewBaseConfig, argv, description=__doc__)
+    n_parameters = new_base(config)
+    print(
+        f"untrained T5 with {n_parameters:,} parameters: {config.output_dir} (next: pre-train it)"
+    )
+
+
+if __name__ == "__main__":
+    main()

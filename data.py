@@ -1,0 +1,301 @@
+"""Report pairs -> token ids, once -> batches.
+
+    pairs (corpus.pairs) -> Tokens (tokens.py) -> dataset -> batches in the plan's order -> collate
+
+A dataset knows its lengths before anything is drawn (the plan needs nothing else) and hands out
+examples by index: findings -> impression (`ExtractDataset`), or a span-corrupted report
+(`DenoiseDataset`).
+
+B examples, S source tokens, T target tokens.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from corpus.pairs import Split, read_split
+from denoise import MIN_TOKENS, corrupt, corrupted_lengths
+from errors import ConfigError, DataError
+from tokens import Tokens, tokenise_cached
+
+IGNORE_INDEX = -100  # what torch's cross_entropy ignores by default
+IMPRESSION_MARK = " impression "  # between findings and impression in a whole report
+
+Batch = dict[str, torch.Tensor]
+Example = tuple[NDArray[np.int32], NDArray[np.int32]]  # source ids (S,), label ids (T,)
+Collate = Callable[[Sequence[Example]], Batch]
+Objective = Literal["extract", "denoise"]
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where report pairs are read from."""
+
+    path: str = "hejazizo/mimic-iii"
+    """Folder with train|validation|test.{jsonl,csv,parquet}, or a hub data set id."""
+    revision: str | None = None
+    """Hub commit or tag of the data set; none = its main branch."""
+    source_column: str | None = None
+    """Column of the findings; none = prompt, findings or text, whichever is there."""
+    target_column: str | None = None
+    """Column of the impression; none = impressions, impression or summary."""
+    on_bad_row: Literal["auto", "error", "skip"] = "auto"
+    """Empty, null or broken rows: stop, or skip and count; auto stops on local files, skips on
+    hub sets."""
+    cache_dir: str = "~/.cache/report2impression"
+    """Folder of the tokenised data, readable by its owner only."""
+
+
+@dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """What is read and how it is cut into tokens."""
+
+    prefix: str = "extract: "
+    """Text put before every report, the task's name for T5."""
+    max_source_tokens: int = 512
+    """Longest source in tokens, end-of-sequence included; longer ones are cut and counted."""
+    max_target_tokens: int = 256
+    """Longest target in tokens, end-of-sequence included; longer ones are cut and counted."""
+
+    def __post_init__(self) -> None:
+        if self.max_source_tokens < 4 or self.max_target_tokens < 2:
+            raise ConfigError(
+                "data.max_source_tokens must be at least 4, data.max_target_tokens at least 2"
+            )
+
+
+class LengthStatistics(NamedTuple):
+    """One row of the table printed before training; lengths in tokens."""
+
+    split: str
+    side: str
+    examples: int
+    mean: float
+    p95: float
+    longest: int
+    truncated: int
+
+
+def read_pairs(config: SourceConfig, split: str) -> Split:
+    """One split of the configured source (errors as `corpus.pairs.read_split`)."""
+    return read_split(
+        config.path,
+        split,
+        revision=config.revision,
+        source_column=config.source_column,
+        target_column=config.target_column,
+        on_bad_row=config.on_bad_row,
+    )
+
+
+class PlannedDataset(Protocol):
+    """What the loop needs: lengths for the plan, examples by index, statistics to print."""
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def target_lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
+    def for_epoch(self, epoch: int) -> "PlannedDataset": ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Example: ...
+    def statistics(self) -> list[LengthStatistics]: ...
+
+
+@dataclass(frozen=True)
+class ExtractDataset(Dataset):
+    """Findings -> impression. Example = (source ids (S,), label ids (T,)), both with
+    end-of-sequence."""
+
+    split: str
+    ids: Sequence[str]
+    source: Tokens
+    target: Tokens
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        return self.source.lengths
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        return self.target.lengths
+
+    def for_epoch(self, epoch: int) -> "ExtractDataset":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source.row(index), self.target.row(index)
+
+    def statistics(self) -> list[LengthStatistics]:
+        sides = (("source", self.source), ("target", self.target))
+        return [_statistics(self.split, side, tokens) for side, tokens in sides]
+
+
+@dataclass(frozen=True)
+class DenoiseDataset(Dataset):
+    """Whole reports, span-corrupted afresh in every epoch: a pure function of (seed, epoch,
+    index)."""
+
+    split: str
+    ids: Sequence[str]
+    report: Tokens
+    sentinels: NDArray[np.int32]
+    eos_id: int
+    seed: int
+    epoch: int = 0
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        pairs = [corrupted_lengths(int(n), len(self.sentinels) - 1) for n in self.report.lengths]
+        return np.array(pairs, dtype=np.int64)
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        return self._lengths[:, 0]
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        return self._lengths[:, 1]
+
+    def for_epoch(self, epoch: int) -> "DenoiseDataset":
+        return replace(self, epoch=epoch)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        draw = np.random.default_rng([self.seed, self.epoch, index])
+        return corrupt(self.report.row(index), self.sentinels, self.eos_id, draw)
+
+    def statistics(self) -> list[LengthStatistics]:
+        return [_statistics(self.split, "report", self.report)]
+
+
+def _statistics(split: str, side: str, tokens: Tokens) -> LengthStatistics:
+    lengths = tokens.lengths
+    p95 = float(np.percentile(lengths, 95))
+    longest = int(lengths.max())
+    return LengthStatistics(
+        split, side, len(lengths), float(lengths.mean()), p95, longest, tokens.n_truncated
+    )
+
+
+def build_dataset(
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    *,
+    objective: Objective = "extract",
+    seed: int = 0,
+) -> PlannedDataset:
+    """Tokenise one split, or read it from the cache. Raises DataError if a report is too short."""
+    ids = [pair.id for pair in split.pairs]
+    cached = partial(tokenise_cached, tokenizer=tokenizer, folder=config.cache_dir)
+    if objective == "extract":
+        sources = [config.prefix + pair.prompt for pair in split.pairs]
+        targets = [pair.impression for pair in split.pairs]
+        source = cached(sources, max_tokens=config.max_source_tokens)
+        target = cached(targets, max_tokens=config.max_target_tokens)
+        return ExtractDataset(split.name, ids, source, target)
+    # Whole reports: the base sees findings and impression together.
+    reports = [pair.prompt + IMPRESSION_MARK + pair.impression for pair in split.pairs]
+    report = cached(reports, max_tokens=config.max_source_tokens, add_eos=False)
+    if report.lengths.min() < MIN_TOKENS:
+        short = ids[int(report.lengths.argmin())]
+        raise DataError(
+            f"report {short!r} of split {split.name} is too short to denoise: remove it"
+        )
+    eos_id = _special_id(tokenizer, "eos_token_id")
+    return DenoiseDataset(split.name, ids, report, sentinel_ids(tokenizer), eos_id, seed)
+
+
+def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
+    """Ids of <extra_id_0>, <extra_id_1>, ... in order of use. Raises ConfigError if there are
+    none."""
+    vocabulary = tokenizer.get_vocab()
+    names = (f"<extra_id_{i}>" for i in range(len(vocabulary)))
+    ids: list[int] = []
+    for name in names:
+        if name not in vocabulary:
+            break
+        ids.append(vocabulary[name])
+    if len(ids) < 2:
+        raise ConfigError(
+            "the tokenizer has no <extra_id_N> sentinels: objective = denoise needs a T5 one"
+        )
+    return np.array(ids, dtype=np.int32)
+
+
+def _special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    value = getattr(tokenizer, name)
+    if value is None:
+        raise ConfigError(f"the tokenizer has no {name}: use a T5 tokenizer")
+    return int(value)
+
+
+def collate_padded(examples: Sequence[Example], *, pad_id: int, multiple: int = 1) -> Batch:
+    """Pad to the longest: input_ids (B, S), attention_mask (B, S), labels (B, T) with IGNORE_INDEX.
+
+    `multiple` rounds S and T up (16 on CUDA keeps fused attention aligned). No examples at all give
+    a batch of one padding token and no label: a rank without a share of a short step still takes
+    part in it.
+    """
+    if not examples:
+        examples = [(np.array([pad_id], dtype=np.int32), np.array([IGNORE_INDEX], dtype=np.int32))]
+    input_ids = _pad([source for source, _ in examples], pad_id, multiple)
+    labels = _pad([target for _, target in examples], IGNORE_INDEX, multiple)
+    lengths = torch.tensor([len(source) for source, _ in examples])
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def _pad(rows: Sequence[NDArray[np.int32]], value: int, multiple: int) -> torch.Tensor:
+    width = -(-max(len(row) for row in rows) // multiple) * multiple
+    padded = np.full((len(rows), width), value, dtype=np.int64)
+    for filled, row in zip(padded, rows, strict=True):
+        filled[: len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def batches(
+    dataset: PlannedDataset,
+    indices: Sequence[NDArray[np.int64]],
+    collate: Collate,
+    *,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """The given batches of the dataset, in the given order, in this process (tokenised data
+    needs no workers)."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=[batch.tolist() for batch in indices],
+        collate_fn=collate,
+        pin_memory=pin_memory,
+    )
+
+
+def collator(pad_id: int, device: torch.device) -> Collate:
+    """Dynamic padding; on CUDA lengths round up to 16, which keeps fused attention aligned."""
+    return partial(collate_padded, pad_id=pad_id, multiple=16 if device.type == "cuda" else 1)
+
+
+def tell_skipped(splits: Iterable[Split]) -> None:
+    """Name the bad rows left out (places and reasons, never text)."""
+    for split in splits:
+        if split.skipped:
+            first = "; ".join(f"{bad.where}: {bad.reason}" for bad in split.skipped[:5])
+            more = ", ..." if len(split.skipped) > 5 else ""
+            print(
+                f"{split.name}: {len(split.skipped)} of {split.n_rows} rows skipped ({first}{more})"
+            )

@@ -1,0 +1,61 @@
+"""T5 span corruption (Raffel et al. 2020, section 3.1.4): the objective of domain pre-training.
+
+A report `a b c d e f g h` becomes `a b <X> e f <Y> h </s>` -> `<X> c d <Y> g <Z> </s>`: spans of
+mean length 3 that cover 15 % of the tokens are each replaced by a sentinel, and the target spells
+them out. How many tokens and spans go depends on the length alone, so the plan knows all lengths
+before the first draw; where they lie is a pure function of the generator that the caller seeds with
+(seed, epoch, example).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+IdArray = NDArray[np.int32]
+
+NOISE_DENSITY = 0.15
+MEAN_SPAN = 3.0
+MIN_TOKENS = 2  # one token to hide and one to keep
+
+
+def span_counts(n_tokens: int, max_spans: int) -> tuple[int, int]:
+    """(noise tokens, noise spans) of a report of n_tokens >= MIN_TOKENS; at most max_spans
+    sentinels."""
+    noise = min(max(round(n_tokens * NOISE_DENSITY), 1), n_tokens - 1)
+    spans = max(round(noise / MEAN_SPAN), 1)
+    return noise, min(spans, noise, n_tokens - noise, max_spans)
+
+
+def corrupted_lengths(n_tokens: int, max_spans: int) -> tuple[int, int]:
+    """(source, target) tokens after corruption, each with its end-of-sequence token."""
+    noise, spans = span_counts(n_tokens, max_spans)
+    return n_tokens - noise + spans + 1, noise + spans + 2
+
+
+def corrupt(
+    ids: IdArray, sentinels: IdArray, eos_id: int, draw: np.random.Generator
+) -> tuple[IdArray, IdArray]:
+    """Corrupt one report: ids (S,) without end-of-sequence, sentinels in order of use -> (source,
+    target).
+
+    The target ends with one sentinel more than there are spans, then end-of-sequence, as in T5.
+    """
+    noise, spans = span_counts(len(ids), len(sentinels) - 1)
+    kept = _random_parts(len(ids) - noise, spans, draw)
+    hidden = _random_parts(noise, spans, draw)
+    # Kept and hidden parts alternate, kept first: the first token always stays.
+    edges = np.concatenate([[0], np.cumsum(np.stack([kept, hidden], axis=1).ravel())])
+    source: list[IdArray] = []
+    target: list[IdArray] = []
+    for span in range(spans):
+        start, split, end = edges[2 * span : 2 * span + 3]
+        source += [ids[start:split], sentinels[span : span + 1]]
+        target += [sentinels[span : span + 1], ids[split:end]]
+    eos = np.array([eos_id], dtype=np.int32)
+    target += [sentinels[spans : spans + 1], eos]
+    return np.concatenate([*source, eos]), np.concatenate(target)
+
+
+def _random_parts(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Cut `total` into `parts` positive lengths, every composition equally likely."""
+    cuts = np.sort(draw.choice(total - 1, size=parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))

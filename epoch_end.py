@@ -1,0 +1,142 @@
+"""What happens after an epoch: validate, keep the best weights, tell, and stop early if asked.
+
+The validation batches are the same at any number of ranks, and their sums are added in batch order
+in float64: the loss is the same figure on 1 process and on 8.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from config import save
+from data import Collate, ExtractDataset, PlannedDataset, batches, collator
+from eval import generation_scores
+from model import PaddedEngine, T5Model, evaluating, save_model
+from model_card import write_model_card
+from numerics import autocast, resolve_precision
+from plan import plan_evaluation
+from recipe import TrainConfig
+from tracking import Tracker
+
+
+def validation_loss(
+    engine: nn.Module,
+    dataset: PlannedDataset,
+    collate: Collate,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    rank: int = 0,
+    n_ranks: int = 1,
+) -> float:
+    """Cross-entropy per label token (nats) over all examples, dropout off; equal on every rank."""
+    plan = plan_evaluation(dataset.source_lengths, dataset.target_lengths, batch_size=batch_size)
+    mine = range(rank, len(plan), n_ranks)
+    loader = batches(dataset, [plan[i] for i in mine], collate, pin_memory=device.type == "cuda")
+    sums = []
+    with evaluating(engine), autocast(device, precision):
+        for batch in loader:
+            sums.append(
+                engine(**{name: t.to(device, non_blocking=True) for name, t in batch.items()})
+            )
+    read = torch.stack(sums).double().tolist() if sums else []  # one wait for the device in all
+    own = list(zip(mine, read, strict=True))
+    gathered = dict(gather_object(own) if n_ranks > 1 else own)
+    if len(gathered) != len(plan):
+        raise RuntimeError("a validation batch was lost while gathering from the ranks")
+    return sum(gathered[i] for i in range(len(plan))) / int(dataset.target_lengths.sum())
+
+
+@dataclass
+class BestSoFar:
+    """Lowest validation loss yet, and whether patience with worse ones has run out (0 =
+    endless)."""
+
+    patience: int = 0
+    loss: float = float("inf")
+    epoch: int = 0  # counted from 1; 0 = none yet
+    n_worse: int = 0
+
+    def improved(self, epoch: int, loss: float) -> bool:
+        """Take an epoch's loss; true if it is the best yet (a NaN never is)."""
+        if loss < self.loss:
+            self.loss, self.epoch, self.n_worse = loss, epoch, 0
+            return True
+        self.n_worse += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        return 0 < self.patience <= self.n_worse
+
+
+@dataclass
+class EpochEnd:
+    """Called by the loop with (epoch from 0, engine); returns True to stop the run."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    model: T5Model
+    validation: PlannedDataset
+    references: list[str]
+    tracker: Tracker
+    best: BestSoFar
+
+    def __call__(self, epoch: int, engine: PaddedEngine) -> bool:
+        figures = {"validation_loss": self._loss(engine), **self._generation_scores()}
+        improved = self.best.improved(epoch + 1, figures["validation_loss"])
+        if improved and self.accelerator.is_main_process:
+            write_extras = partial(self._write_extras, epoch + 1, figures)
+            save_model(self.model, self.folder, write_extras=write_extras)
+        self.tracker.end_epoch(epoch + 1, figures)
+        self.accelerator.wait_for_everyone()
+        return self.best.exhausted
+
+    @property
+    def folder(self) -> Path:
+        """Where the best weights lie: RUN/adapter (PEFT format), or RUN/model for full tuning."""
+        return Path(self.config.output_dir) / (
+            "adapter" if self.config.tuning == "lora" else "model"
+        )
+
+    def _loss(self, engine: PaddedEngine) -> float:
+        accelerator, config = self.accelerator, self.config
+        return validation_loss(
+            engine,
+            self.validation,
+            collator(engine.pad_id, accelerator.device),
+            batch_size=2 * config.micro_batch_size,  # no gradients: twice the room
+            device=accelerator.device,
+            precision=resolve_precision(config.precision, accelerator.device),
+            rank=accelerator.process_index,
+            n_ranks=accelerator.num_processes,
+        )
+
+    def _generation_scores(self) -> dict[str, float]:
+        if not self.config.generate_n or not isinstance(self.validation, ExtractDataset):
+            return {}
+        return generation_scores(
+            self.model,
+            self.tokenizer,
+            self.validation.source,
+            self.references,
+            n=self.config.generate_n,
+            seed=self.config.seed,
+            max_new_tokens=self.config.max_new_tokens,
+            rank=self.accelerator.process_index,
+            n_ranks=self.accelerator.num_processes,
+        )
+
+    def _write_extras(self, epoch: int, figures: dict[str, float], folder: Path) -> None:
+        save(self.config, folder / "training.toml")
+        if self.config.tuning == "full":  # a base of its own needs its tokenizer beside it
+            self.tokenizer.save_pretrained(str(folder))
+        write_model_card(folder, self.config, epoch, figures)

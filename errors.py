@@ -1,0 +1,57 @@
+"""What can go wrong through no fault of the code: one exception per exit code, one line on stderr.
+
+Every message says what is wrong, where, and what to do next, and never holds report text. A
+launcher (`accelerate launch`, torchrun) turns each of these codes into its own 1; plain `python`
+passes them on.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Base of all errors that are told to the user in one line, without a traceback."""
+
+    exit_code = 1
+    same_on_every_rank = False
+
+
+class ConfigError(UserError):
+    """A call, flag, recipe, path or model that cannot be used."""
+
+    exit_code = 2
+    same_on_every_rank = True
+
+
+class DataError(UserError):
+    """Data that cannot be used: missing, empty, broken or unreachable."""
+
+    exit_code = 3
+    same_on_every_rank = True
+
+
+class NumericsError(UserError):
+    """Training stopped because losses or gradients stayed non-finite."""
+
+    exit_code = 6
+    same_on_every_rank = True
+
+
+def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap an entry point: a UserError becomes one line on stderr and its exit code.
+
+    An error that every rank meets alike is printed by rank 0 only.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            if os.environ.get("RANK", "0") == "0" or not error.same_on_every_rank:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(error.exit_code)
+
+    return wrapped

@@ -1,0 +1,223 @@
+"""T5 + LoRA: load a base, attach or load an adapter, run it, save it, count it.
+
+Weights come from safetensors only, and no code is ever loaded with a model. PEFT owns the adapter's
+parameters and its file format. The engines turn a batch into a summed loss; `PaddedEngine` is the
+plain HF + PEFT forward.
+
+B examples, S source tokens, T target tokens, V vocabulary.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
+
+from errors import ConfigError
+
+T5Model = T5ForConditionalGeneration | PeftModel
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model."""
+
+    path: str = "google-t5/t5-small"
+    """Folder or hub id of a T5 base with its tokenizer, weights in safetensors."""
+    revision: str | None = None
+    """Hub commit or tag of the base; none = its main branch."""
+    dropout: float | None = None
+    """Dropout probability inside T5 (0 to 1); none = as the base's config says (0.1 for T5)."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter; read only when tuning = lora."""
+
+    r: int = 16
+    """Rank of the low-rank update."""
+    alpha: float = 64.0
+    """Scale: the update counts alpha / r times (alpha / sqrt(r) with use_rslora)."""
+    dropout: float = 0.1
+    """Dropout probability on the adapter's input (0 to 1)."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Names of the adapted linear layers (q, k, v, o, wi, wo ...); all-linear = all but lm_head."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r."""
+
+
+def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalGeneration:
+    """The base in fp32, in evaluation mode; `attention` is HF's name of an implementation.
+
+    Raises ConfigError if it is missing or not a T5 in safetensors.
+    """
+    with _one_line_errors("model", config.path):
+        settings = AutoConfig.from_pretrained(config.path, revision=config.revision)
+        if settings.model_type != "t5":
+            raise ConfigError(f"model {config.path} is a {settings.model_type}, not a t5")
+        if config.dropout is not None:
+            settings.dropout_rate = config.dropout
+        model = T5ForConditionalGeneration.from_pretrained(
+            config.path,
+            config=settings,
+            revision=config.revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation=attention,
+        )
+    # Read at generation time only; the maximum is always given by the caller.
+    model.generation_config.max_length = None
+    return model
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with the base. Raises ConfigError if it is missing or unreadable."""
+    with _one_line_errors("tokenizer", path):
+        tokenizer = T5Tokenizer.from_pretrained(path, revision=revision)
+    if not tokenizer.is_fast:
+        raise ConfigError(f"tokenizer of {path} has no fast form: use a T5 tokenizer")
+    return tokenizer
+
+
+@contextmanager
+def _one_line_errors(what: str, path: str) -> Iterator[None]:
+    """A foreign loading error becomes one line; its own text may name hosts, so it stays out."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        kind = type(error).__name__
+        where = "folder" if os.path.isdir(path) else "hub id"
+        raise ConfigError(
+            f"cannot load the {what} from {where} {path} ({kind}): check the name, the revision, "
+            "the network, and that its weights are safetensors; offline, give a local copy with "
+            "--model.path DIR, or run `make demo`"
+        ) from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> PeftModel:
+    """Freeze the base and add fresh fp32 LoRA pairs (A random, B zero). Raises ConfigError on
+    unknown layers."""
+    targets: str | list[str] = list(settings.target_modules)
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by it
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        use_rslora=settings.use_rslora,
+        bias="none",
+        task_type=TaskType.SEQ_2_SEQ_LM,
+    )
+    try:
+        return get_peft_model(base, config)  # type: ignore[return-value,arg-type]
+    except ValueError:
+        raise ConfigError(
+            f"no linear layer of the base is named {targets}: see --lora.target_modules"
+        ) from None
+
+
+def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftModel:
+    """The base with a saved adapter on it. Raises ConfigError if there is none or it does not
+    fit."""
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"{folder} holds no {name}: give the adapter folder of a run (RUN/adapter)"
+            )
+    with _one_line_errors("adapter", str(folder)):
+        return PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+
+
+def merged(model: PeftModel) -> T5ForConditionalGeneration:
+    """The base with the update added into its weights (in fp32: half precision rounds it away).
+    Consumes model."""
+    return model.merge_and_unload()  # type: ignore[return-value,operator]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters, tied ones counted once."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+
+class PaddedEngine(nn.Module):
+    """engine = "hf": the HF (+ PEFT) forward on padded batches; the reference for every faster
+    one."""
+
+    def __init__(self, model: T5Model) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        self.start_id: int = config.decoder_start_token_id
+        self.pad_id: int = config.pad_token_id
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """(B, S), (B, S), (B, T) -> cross-entropy summed over the label tokens, fp32 scalar."""
+        logits = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=shift_right(labels, start_id=self.start_id, pad_id=self.pad_id),
+            use_cache=False,
+        ).logits
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), reduction="sum"
+        )  # labels of -100 count for nothing: torch's default ignore_index
+
+
+def shift_right(labels: Tensor, *, start_id: int, pad_id: int) -> Tensor:
+    """Decoder input (B, T): the start token, then the labels but the last; ignored labels (-100)
+    become padding."""
+    shifted = torch.cat([torch.full_like(labels[:, :1], start_id), labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted < 0, pad_id)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode found is restored on every way out."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel, folder: Path, *, write_extras: Callable[[Path], None]
+) -> None:
+    """Write adapter (PEFT) or whole model to `folder`, replacing it only when the new one is
+    complete.
+
+    `write_extras` adds what belongs beside the weights (model card, config, tokenizer).
+    """
+    temporary = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(str(temporary), **extra)  # type: ignore[arg-type]
+    write_extras(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

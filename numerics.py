@@ -1,0 +1,126 @@
+"""Precision, learning-rate schedule, and what happens when a step is not finite.
+
+Nothing here waits for the device: the count of applied updates, the learning rate and the finite
+flag are device tensors, and the guard reads a flag on the host only when its copy has arrived (one
+step late on CUDA).
+"""
+
+from collections import deque
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from errors import NumericsError
+
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> str:
+    """`auto` = fp16 on CUDA (as published), bf16 on a CPU that multiplies it natively, else
+    fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Elsewhere a bf16 product is about ten times slower than an fp32 one."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The forward's precision; a no-op for fp32."""
+    return torch.amp.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def learning_rate(updates: Tensor, *, peak: float, n_warmup: int, n_total: int) -> Tensor:
+    """Rate of the next update, given how many were applied: linear 0 -> peak in n_warmup, then -> 0
+    at n_total.
+
+    A pure function on the device: a skipped step leaves `updates`, and so the rate, where they
+    were.
+    """
+    rising = updates / max(n_warmup, 1)
+    falling = (n_total - updates) / max(n_total - n_warmup, 1)
+    factor = torch.where(updates < n_warmup, rising, falling)
+    return peak * factor.clamp(0.0, 1.0)
+
+
+def mix_seed(seed: int, step: int, shard: int) -> int:
+    """Dropout seed of one micro-batch on one rank: SplitMix64 over the three (Steele et al.
+    2014)."""
+    state = 0
+    for part in (seed, step, shard):
+        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def apply_update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, finite: Tensor
+) -> None:
+    """Step and update the scale; a step that is not finite leaves weights and optimizer state
+    alone.
+
+    GradScaler does that for fp16. Without it, fused AdamW is told by the same flag, still on the
+    device.
+    """
+    if not scaler.is_enabled():
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@dataclass
+class SkipGuard:
+    """Counts skipped steps; raises NumericsError at the K-th in a row, naming step and example
+    ids."""
+
+    max_in_a_row: int
+    total: int = 0
+    in_a_row: int = 0
+    _pending: deque[tuple[int, list[str], Tensor, torch.cuda.Event | None]] = field(
+        default_factory=deque
+    )
+
+    def observe(self, step: int, ids: list[str], finite: Tensor) -> None:
+        """Take this step's flag; judge those that are on the host (all of them unless on CUDA)."""
+        flag, arrived = finite, None
+        if finite.is_cuda:
+            flag = finite.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._pending.append((step, ids, flag, arrived))
+        while len(self._pending) > (1 if arrived else 0):
+            self._judge(*self._pending.popleft())
+
+    def finish(self) -> None:
+        """Judge what is still on its way (waits for the device)."""
+        while self._pending:
+            self._judge(*self._pending.popleft())
+
+    def _judge(
+        self, step: int, ids: list[str], flag: Tensor, arrived: torch.cuda.Event | None
+    ) -> None:
+        if arrived:
+            arrived.synchronize()  # the copy of an earlier step: done long ago
+        if bool(flag):
+            self.in_a_row = 0
+            return
+        self.total += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.max_in_a_row:
+            raise NumericsError(
+                f"loss or gradient not finite in {self.in_a_row} steps in a row, the last one step "
+                f"{step} with examples {', '.join(ids)}: look at these, lower --learning_rate, "
+                "or train with --precision bf16 or fp32"
+            )

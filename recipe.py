@@ -1,0 +1,92 @@
+"""A training recipe as data: every setting of a run, and what follows from the settings alone.
+
+The defaults are the published recipe; `recipes/*.toml` and flags change them (config.py).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data import DataConfig, Objective, PlannedDataset
+from errors import ConfigError
+from model import LoraSettings, ModelConfig
+from numerics import Precision
+from plan import Step, n_steps, plan_epoch
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The defaults are the published recipe."""
+
+    output_dir: str = "runs/published"
+    """Run folder: config.toml, metrics.jsonl, curves.png, adapter/ (or model/)."""
+    objective: Objective = "extract"
+    """extract = findings -> impression; denoise = T5 span corruption of whole reports."""
+    tuning: Literal["lora", "full"] = "lora"
+    """lora = adapter on a frozen base; full = all weights."""
+    epochs: int = 5
+    """Passes over the training pairs."""
+    max_steps: int = 0
+    """Stop after this many optimizer steps; 0 = all epochs."""
+    micro_batch_size: int = 16
+    """Reports per forward and process."""
+    grad_accum_steps: int = 1
+    """Micro-batches per optimizer step and process."""
+    learning_rate: float = 5e-5
+    """Peak of the linear schedule (step size of AdamW)."""
+    warmup_steps: int = 500
+    """Applied updates over which the learning rate rises from 0."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW (fraction of a weight per unit of learning rate)."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this L2 norm; 0 = never."""
+    precision: Precision = "auto"
+    """auto = fp16 on CUDA, bf16 on a CPU that multiplies it natively, else fp32."""
+    max_skips: int = 20
+    """Stop at this many non-finite (skipped) optimizer steps in a row."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation loss; 0 = never."""
+    log_every: int = 10
+    """Optimizer steps between two lines of metrics.jsonl."""
+    generate_n: int = 0
+    """Validation reports to generate and score after every epoch; 0 = none."""
+    max_new_tokens: int = 128
+    """Longest impression generated for generate_n, in tokens."""
+    seed: int = 0
+    """Seed of sample order, adapter start, dropout and span corruption."""
+    cpu: bool = False
+    """Train on the CPU even if a GPU is there."""
+    tensorboard: bool = False
+    """Also write TensorBoard files into the run folder (extra "trackers")."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "micro_batch_size", "grad_accum_steps", "max_skips", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("max_steps", "warmup_steps", "learning_rate", "max_grad_norm", "generate_n"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, it is {getattr(self, name)}")
+
+    def global_batch_size(self, n_ranks: int) -> int:
+        """Examples per optimizer step, all micro-batches and all ranks."""
+        return self.micro_batch_size * self.grad_accum_steps * n_ranks
+
+    def total_steps(self, n_examples: int, n_ranks: int) -> int:
+        """Optimizer steps of the whole run."""
+        steps = self.epochs * n_steps(n_examples, self.global_batch_size(n_ranks))
+        return min(steps, self.max_steps or steps)
+
+    def plan(self, dataset: PlannedDataset, epoch: int, n_ranks: int) -> list[Step]:
+        """The steps of one epoch, cut where the run ends."""
+        steps = plan_epoch(
+            dataset.source_lengths,
+            dataset.target_lengths,
+            global_batch_size=self.global_batch_size(n_ranks),
+            n_ranks=n_ranks,
+            grad_accum_steps=self.grad_accum_steps,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        return steps[: self.total_steps(len(dataset), n_ranks) - epoch * len(steps)]

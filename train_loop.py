@@ -1,0 +1,193 @@
+"""Fine-tune T5 with LoRA on findings -> impression: the loop, in sight.
+
+    accelerate launch train_loop.py                                      the published recipe
+    accelerate launch train_loop.py --config recipes/X.toml --data.path DIR --output_dir RUN
+
+An optimizer step is a fixed set of examples (plan.py), cut into micro-batches and over ranks. Its
+loss is the cross-entropy summed over all label tokens divided by their number in the whole step, so
+that cutting it differently changes nothing but speed. Accelerate owns processes, devices and DDP,
+and nothing else.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from config import parse, save
+from data import PlannedDataset, batches, build_dataset, collator, read_pairs, tell_skipped
+from epoch_end import BestSoFar, EpochEnd
+from errors import exits_cleanly
+from model import PaddedEngine, T5Model, attach_lora, count_parameters, load_base, load_tokenizer
+from numerics import SkipGuard, apply_update, autocast, learning_rate, mix_seed, resolve_precision
+from plan import Step
+from quiet import quieten_libraries
+from recipe import TrainConfig
+from tracking import Tracker, print_table
+
+
+def train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: T5Model,
+    dataset: PlannedDataset,
+    tracker: Tracker,
+    after_epoch: Callable[[int, PaddedEngine], bool],
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Update the model's trainable weights in place; `after_epoch(epoch, engine)` returns True
+    to stop early."""
+    device, rank, n_ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
+    precision = resolve_precision(config.precision, device)
+    engine = PaddedEngine(model)
+    forward = accelerator.prepare_model(engine)  # DDP where there are several ranks
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    rate = torch.zeros((), device=device)
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True)
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    schedule = partial(
+        learning_rate,
+        peak=config.learning_rate,
+        n_warmup=config.warmup_steps,
+        n_total=config.total_steps(len(dataset), n_ranks),
+    )
+    updates = torch.zeros(
+        (), device=device
+    )  # applied, not attempted: a skipped step does not count
+    guard = SkipGuard(config.max_skips)
+    step_number = 0
+
+    for epoch in range(config.epochs):
+        steps = config.plan(dataset, epoch, n_ranks)
+        loader = iter(rank_batches(dataset.for_epoch(epoch), steps, rank, engine.pad_id, device))
+        forward.train()
+        for step in steps:
+            step_loss = torch.zeros((), device=device)
+            for number in range(len(step.micro_batches)):
+                batch = {name: t.to(device, non_blocking=True) for name, t in next(loader).items()}
+                torch.manual_seed(mix_seed(config.seed, step_number, number * n_ranks + rank))
+                last = number == len(step.micro_batches) - 1
+                with nullcontext() if last else accelerator.no_sync(forward):
+                    with autocast(device, precision):
+                        loss = forward(**batch)  # summed over the label tokens
+                    # DDP averages the ranks' gradients: times n_ranks makes it their sum.
+                    scaler.scale(loss * (n_ranks / step.n_label_tokens)).backward()
+                step_loss += loss.detach()
+
+            scaler.unscale_(optimizer)
+            norm = clip_grad_norm_(weights, config.max_grad_norm or float("inf"))
+            step_loss = accelerator.reduce(step_loss, "sum")
+            finite = torch.isfinite(norm) & torch.isfinite(step_loss)
+            rate.copy_(schedule(updates))
+            apply_update(optimizer, scaler, finite)
+            optimizer.zero_grad(set_to_none=True)
+            updates += finite
+            step_number += 1
+
+            guard.observe(step_number, [dataset.ids[i] for i in step.indices], finite)
+            figures = {"lr": rate, "grad_norm": norm, "skipped": guard.total}
+            tracker.step(step_loss, step.n_label_tokens, step.n_tokens, finite, **figures)
+        guard.finish()
+        if after_epoch(epoch, engine) or step_number == config.max_steps:
+            return
+
+
+def rank_batches(
+    dataset: PlannedDataset, steps: list[Step], rank: int, pad_id: int, device: torch.device
+) -> DataLoader:
+    """This rank's micro-batches of the given steps, collated and (for CUDA) pinned."""
+    shards = [micro_batch[rank] for step in steps for micro_batch in step.micro_batches]
+    return batches(dataset, shards, collator(pad_id, device), pin_memory=device.type == "cuda")
+
+
+def read_data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> tuple[PlannedDataset, PlannedDataset, list[str]]:
+    """(training, validation, validation references); rank 0 goes first, so that data are
+    tokenised once."""
+    with accelerator.main_process_first():
+        splits = [read_pairs(config.data, name) for name in ("train", "validation")]
+        training, validation = (
+            build_dataset(
+                split, tokenizer, config.data, objective=config.objective, seed=config.seed
+            )
+            for split in splits
+        )
+    if accelerator.is_main_process:
+        rows = training.statistics() + validation.statistics()
+        print_table("Reports read, lengths in tokens", rows[0]._fields, rows)
+        tell_skipped(splits)
+    return training, validation, [pair.impression for pair in splits[1].pairs]
+
+
+def build_model(config: TrainConfig, device: torch.device) -> T5Model:
+    """The base as the recipe tunes it: with a fresh adapter, or all of it trainable."""
+    torch.manual_seed(config.seed)  # decides the adapter's start
+    # On a CPU fused attention falls back to slower code as soon as dropout is on.
+    base = load_base(config.model, attention="eager" if device.type == "cpu" else "sdpa")
+    return attach_lora(base, config.lora) if config.tuning == "lora" else base
+
+
+def tell_run(
+    config: TrainConfig, accelerator: Accelerator, model: T5Model, n_examples: int
+) -> None:
+    """What is about to run, in one table."""
+    n_ranks = accelerator.num_processes
+    n_trainable, n_all = count_parameters(model)
+    rows = [
+        ("device, processes", f"{accelerator.device.type} x {n_ranks}"),
+        ("precision", resolve_precision(config.precision, accelerator.device)),
+        ("trainable parameters", f"{n_trainable:,} of {n_all:,} ({n_trainable / n_all:.1%})"),
+        ("reports per optimizer step", config.global_batch_size(n_ranks)),
+        ("optimizer steps", config.total_steps(n_examples, n_ranks)),
+    ]
+    print_table(f"{config.objective}, {config.tuning}", ("run", ""), rows)
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    quieten_libraries()
+    config = parse(TrainConfig, argv, description=__doc__)
+    # AMP, accumulation and schedule are the loop's; "no" also keeps a launcher's own precision out.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=config.cpu, mixed_precision="no", kwargs_handlers=[ddp])
+    # cuDNN attention of torch 2.13 can give NaN gradients with a mask (pytorch#196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    model = build_model(config, accelerator.device)
+    training, validation, references = read_data(config, tokenizer, accelerator)
+
+    folder = Path(config.output_dir)  # nothing is written before all input proved good
+    if accelerator.is_main_process:
+        save(config, folder / "config.toml")
+        tell_run(config, accelerator, model, len(training))
+    tracker = Tracker(
+        folder,
+        n_steps=config.total_steps(len(training), accelerator.num_processes),
+        log_every=config.log_every,
+        enabled=accelerator.is_main_process,
+        tensorboard=config.tensorboard,
+        beside_published=config.objective == "extract" and config.tuning == "lora",
+    )
+    best = BestSoFar(config.patience)
+    after_epoch = EpochEnd(
+        config, accelerator, tokenizer, model, validation, references, tracker, best
+    )
+    try:
+        train(config, accelerator, model, training, tracker, after_epoch)
+    finally:
+        tracker.close()
+    if accelerator.is_main_process:
+        print(f"best validation loss {best.loss:.4f} (epoch {best.epoch}): {after_epoch.folder}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
