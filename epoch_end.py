@@ -95,7 +95,8 @@ class EpochEnd:
         improved = self.best.improved(epoch + 1, figures["validation_loss"])
         if improved and self.accelerator.is_main_process:
             write_extras = partial(self._write_extras, epoch + 1, figures)
-            save_model(self.model, self.folder, write_extras=write_extras)
+            half = self.config.store == "fp16"
+            save_model(self.model, self.folder, write_extras=write_extras, half=half)
         self.tracker.end_epoch(epoch + 1, figures)
         self.accelerator.wait_for_everyone()
         return self.best.exhausted

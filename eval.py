@@ -231,7 +231,7 @@ def show_examples(comparison: Comparison, n: int) -> None:
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
-    config = parse(EvalConfig, argv, description=__doc__)
+    config = parse(EvalConfig, argv, description=(__doc__ or "").partition("\n")[0])
     adapter = Path(config.adapter)
     if not (adapter / "training.toml").is_file():
         raise ConfigError(

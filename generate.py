@@ -53,7 +53,7 @@ def _decode(model: T5Model, sources: Sequence[NDArray], max_new_tokens: int) -> 
     config = model.config
     no_labels = [sources[0][:0]] * len(sources)
     batch = collate_padded(list(zip(sources, no_labels, strict=True)), pad_id=config.pad_token_id)
-    outputs = model.generate(  # type: ignore[operator]
+    outputs = model.generate(
         input_ids=batch["input_ids"].to(model.device),
         attention_mask=batch["attention_mask"].to(model.device),
         max_new_tokens=max_new_tokens,

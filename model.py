@@ -7,6 +7,7 @@ plain HF + PEFT forward.
 B examples, S source tokens, T target tokens, V vocabulary.
 """
 
+import copy
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,7 @@ from transformers import (
 
 from errors import ConfigError
 
-T5Model = T5ForConditionalGeneration | PeftModel
+T5Model: TypeAlias = T5ForConditionalGeneration | PeftModel
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class ModelConfig:
     """Hub commit or tag of the base; none = its main branch."""
     dropout: float | None = None
     """Dropout probability inside T5 (0 to 1); none = as the base's config says (0.1 for T5)."""
+
+    def __post_init__(self) -> None:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout must be in [0, 1), not {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class LoraSettings:
     """Names of the adapted linear layers (q, k, v, o, wi, wo ...); all-linear = all but lm_head."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError("lora.r must be at least 1 and lora.dropout in [0, 1)")
 
 
 def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalGeneration:
@@ -123,7 +133,7 @@ def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> Pef
         targets = "all-linear"
     config = LoraConfig(
         r=settings.r,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by it
+        lora_alpha=settings.alpha,  # PEFT only divides by it
         lora_dropout=settings.dropout,
         target_modules=targets,
         use_rslora=settings.use_rslora,
@@ -131,7 +141,7 @@ def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> Pef
         task_type=TaskType.SEQ_2_SEQ_LM,
     )
     try:
-        return get_peft_model(base, config)  # type: ignore[return-value,arg-type]
+        return get_peft_model(base, config)
     except ValueError:
         raise ConfigError(
             f"no linear layer of the base is named {targets}: see --lora.target_modules"
@@ -154,7 +164,7 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
 def merged(model: PeftModel) -> T5ForConditionalGeneration:
     """The base with the update added into its weights (in fp32: half precision rounds it away).
     Consumes model."""
-    return model.merge_and_unload()  # type: ignore[return-value,operator]
+    return model.merge_and_unload()
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -207,17 +217,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def save_model(
-    model: PreTrainedModel | PeftModel, folder: Path, *, write_extras: Callable[[Path], None]
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    *,
+    write_extras: Callable[[Path], None],
+    half: bool = False,
 ) -> None:
-    """Write adapter (PEFT) or whole model to `folder`, replacing it only when the new one is
-    complete.
+    """Write an adapter (PEFT) or a whole model to `folder`, replacing it only by a complete one.
 
-    `write_extras` adds what belongs beside the weights (model card, config, tokenizer).
+    `write_extras` adds what belongs beside the weights; `half` stores a whole model in fp16.
     """
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(str(temporary), **extra)  # type: ignore[arg-type]
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
+    else:
+        stored = copy.deepcopy(model).half() if half else model
+        stored.save_pretrained(str(temporary))
     write_extras(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

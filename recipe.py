@@ -3,6 +3,7 @@
 The defaults are the published recipe; `recipes/*.toml` and flags change them (config.py).
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,25 @@ from errors import ConfigError
 from model import LoraSettings, ModelConfig
 from numerics import Precision
 from plan import Step, n_steps, plan_epoch
+
+AT_LEAST_1 = (
+    "epochs",
+    "micro_batch_size",
+    "grad_accum_steps",
+    "max_skips",
+    "log_every",
+    "max_new_tokens",
+)
+AT_LEAST_0 = (
+    "max_steps",
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "patience",
+    "generate_n",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,8 @@ class TrainConfig:
     """Longest impression generated for generate_n, in tokens."""
     seed: int = 0
     """Seed of sample order, adapter start, dropout and span corruption."""
+    store: Literal["fp32", "fp16"] = "fp32"
+    """Precision of the weights that full tuning writes; an adapter is always fp32."""
     cpu: bool = False
     """Train on the CPU even if a GPU is there."""
     tensorboard: bool = False
@@ -62,12 +84,12 @@ class TrainConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "micro_batch_size", "grad_accum_steps", "max_skips", "log_every"):
+        for name in AT_LEAST_1:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_steps", "warmup_steps", "learning_rate", "max_grad_norm", "generate_n"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, it is {getattr(self, name)}")
+        for name in AT_LEAST_0:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
     def global_batch_size(self, n_ranks: int) -> int:
         """Examples per optimizer step, all micro-batches and all ranks."""

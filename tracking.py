@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import published
+from errors import ConfigError
 
 
 def print_table(
@@ -156,8 +157,10 @@ class Tracker:
 
 
 def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # optional extra "trackers"
-
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError('tensorboard is not installed: pip install ".[trackers]"') from None
     return SummaryWriter(str(folder / "tensorboard"))
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from config import parse, save
 from data import PlannedDataset, batches, build_dataset, collator, read_pairs, tell_skipped
 from epoch_end import BestSoFar, EpochEnd
-from errors import exits_cleanly
+from errors import ConfigError, NumericsError, exits_cleanly
 from model import PaddedEngine, T5Model, attach_lora, count_parameters, load_base, load_tokenizer
 from numerics import SkipGuard, apply_update, autocast, learning_rate, mix_seed, resolve_precision
 from plan import Step
@@ -135,6 +135,17 @@ def build_model(config: TrainConfig, device: torch.device) -> T5Model:
     return attach_lora(base, config.lora) if config.tuning == "lora" else base
 
 
+def open_run_folder(folder: Path, config: TrainConfig) -> None:
+    """Make it, with the resolved config in it. Raises ConfigError if it cannot be written."""
+    try:
+        save(config, folder / "config.toml")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(
+            f"cannot write the run folder {folder}: {reason} (--output_dir)"
+        ) from None
+
+
 def tell_run(
     config: TrainConfig, accelerator: Accelerator, model: T5Model, n_examples: int
 ) -> None:
@@ -154,7 +165,7 @@ def tell_run(
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
-    config = parse(TrainConfig, argv, description=__doc__)
+    config = parse(TrainConfig, argv, description=(__doc__ or "").partition("\n")[0])
     # AMP, accumulation and schedule are the loop's; "no" also keeps a launcher's own precision out.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no", kwargs_handlers=[ddp])
@@ -164,9 +175,9 @@ def main(argv: list[str] | None = None) -> None:
     model = build_model(config, accelerator.device)
     training, validation, references = read_data(config, tokenizer, accelerator)
 
-    folder = Path(config.output_dir)  # nothing is written before all input proved good
+    folder = Path(config.output_dir)
     if accelerator.is_main_process:
-        save(config, folder / "config.toml")
+        open_run_folder(folder, config)  # not before all input proved good
         tell_run(config, accelerator, model, len(training))
     tracker = Tracker(
         folder,
@@ -184,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
         train(config, accelerator, model, training, tracker, after_epoch)
     finally:
         tracker.close()
+    if not best.epoch:
+        raise NumericsError("no validation loss was finite: no weights kept; lower --learning_rate")
     if accelerator.is_main_process:
         print(f"best validation loss {best.loss:.4f} (epoch {best.epoch}): {after_epoch.folder}")
     accelerator.end_training()

@@ -47,8 +47,6 @@ class NewBaseConfig:
     """Largest number of SentencePiece pieces; small corpora give fewer."""
     tokenizer: str | None = None
     """Folder of a T5 tokenizer to use as it is; none = train one on the reports."""
-    half: bool = False
-    """Store the weights in fp16 (half the disk; training is in fp32 all the same)."""
     seed: int = 0
     """Seed of the random weights."""
     data: SourceConfig = field(default_factory=SourceConfig)
@@ -116,7 +114,7 @@ def new_base(config: NewBaseConfig) -> int:
     torch.manual_seed(config.seed)
     model = T5ForConditionalGeneration(t5_config(config, len(tokenizer)))
     n_parameters = model.num_parameters()
-    (model.half() if config.half else model).save_pretrained(str(partial))
+    model.save_pretrained(str(partial))
     partial.rename(folder)
     return n_parameters
 
@@ -124,7 +122,7 @@ def new_base(config: NewBaseConfig) -> int:
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
-    config = parse(NewBaseConfig, argv, description=__doc__)
+    config = parse(NewBaseConfig, argv, description=(__doc__ or "").partition("\n")[0])
     n_parameters = new_base(config)
     print(
         f"untrained T5 with {n_parameters:,} parameters: {config.output_dir} (next: pre-train it)"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+from rouge_score.rouge_scorer import RougeScorer
 
 from scoring import baselines
 from scoring.rouge_bleu import METRICS, ROUGE, bleu, rouge, scores, signature

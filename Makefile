@@ -1,0 +1,45 @@
+# make demo       set up .venv, then base -> LoRA -> base-vs-LoRA figures, offline on a CPU
+# make test       the same .venv with the dev extras: lint, types, fast tests
+# make test-slow  the tests that take minutes
+PYTHON ?= python3
+BIN := .venv/bin
+LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
+
+.PHONY: demo test test-slow lint tiny-base clean
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[dev,trackers]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m corpus.synthetic --output_dir runs/demo/data
+	$(LAUNCH) train_loop.py --config recipes/demo.toml
+	$(BIN)/python eval.py --cpu --adapter runs/demo/adapter --data.path runs/demo/data --n 1000 --show_text 3
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+# Rebuilds assets/tiny_base from nothing (about 20 minutes on 2 cores).
+tiny-base: .venv/installed
+	rm -rf runs/tiny_base
+	$(BIN)/python -m corpus.synthetic --output_dir runs/tiny_base/data --n_train 20000 --seed 1
+	$(BIN)/python -m corpus.new_base --data.path runs/tiny_base/data --output_dir runs/tiny_base/untrained \
+		--d_model 192 --d_ff 512 --d_kv 32 --n_heads 6 --n_layers 3 --vocab_size 1200
+	$(LAUNCH) train_loop.py --config recipes/tiny_base.toml
+	rm -rf assets/tiny_base && cp -r runs/tiny_base/model assets/tiny_base
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
