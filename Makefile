@@ -35,7 +35,7 @@ test-slow: .venv/installed-dev
 # Rebuilds assets/tiny_base from nothing (about 20 minutes on 2 cores).
 tiny-base: .venv/installed
 	rm -rf runs/tiny_base
-	$(BIN)/python -m corpus.synthetic --output_dir runs/tiny_base/data --n_train 20000 --seed 1
+	$(BIN)/python -m corpus.synthetic --output_dir runs/tiny_base/data --n_train 12000 --seed 1
 	$(BIN)/python -m corpus.new_base --data.path runs/tiny_base/data --output_dir runs/tiny_base/untrained \
 		--d_model 192 --d_ff 512 --d_kv 32 --n_heads 6 --n_layers 3 --vocab_size 1200
 	$(LAUNCH) train_loop.py --config recipes/tiny_base.toml

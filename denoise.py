@@ -40,9 +40,10 @@ def corrupt(
     The target ends with one sentinel more than there are spans, then end-of-sequence, as in T5.
     """
     noise, spans = span_counts(len(ids), len(sentinels) - 1)
-    kept = _random_parts(len(ids) - noise, spans, draw)
+    # Kept and hidden parts alternate, kept first (so the first token stays) and last, where the
+    # part may be empty: one token more is dealt out, and taken back from the last part.
+    kept = _random_parts(len(ids) - noise + 1, spans + 1, draw)[:-1]
     hidden = _random_parts(noise, spans, draw)
-    # Kept and hidden parts alternate, kept first: the first token always stays.
     edges = np.concatenate([[0], np.cumsum(np.stack([kept, hidden], axis=1).ravel())])
     source: list[IdArray] = []
     target: list[IdArray] = []
@@ -50,6 +51,7 @@ def corrupt(
         start, split, end = edges[2 * span : 2 * span + 3]
         source += [ids[start:split], sentinels[span : span + 1]]
         target += [sentinels[span : span + 1], ids[split:end]]
+    source.append(ids[edges[-1] :])
     eos = np.array([eos_id], dtype=np.int32)
     target += [sentinels[spans : spans + 1], eos]
     return np.concatenate([*source, eos]), np.concatenate(target)

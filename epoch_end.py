@@ -56,18 +56,17 @@ def validation_loss(
 
 @dataclass
 class BestSoFar:
-    """Lowest validation loss yet, and whether patience with worse ones has run out (0 =
-    endless)."""
+    """Lowest figure yet, and whether patience with worse ones has run out (0 = endless)."""
 
     patience: int = 0
-    loss: float = float("inf")
+    figure: float = float("inf")
     epoch: int = 0  # counted from 1; 0 = none yet
     n_worse: int = 0
 
-    def improved(self, epoch: int, loss: float) -> bool:
-        """Take an epoch's loss; true if it is the best yet (a NaN never is)."""
-        if loss < self.loss:
-            self.loss, self.epoch, self.n_worse = loss, epoch, 0
+    def improved(self, epoch: int, figure: float) -> bool:
+        """Take an epoch's figure; true if it is the best yet (a NaN never is)."""
+        if figure < self.figure:
+            self.figure, self.epoch, self.n_worse = figure, epoch, 0
             return True
         self.n_worse += 1
         return False
@@ -92,8 +91,9 @@ class EpochEnd:
 
     def __call__(self, epoch: int, engine: PaddedEngine) -> bool:
         figures = {"validation_loss": self._loss(engine), **self._generation_scores()}
-        improved = self.best.improved(epoch + 1, figures["validation_loss"])
-        if improved and self.accelerator.is_main_process:
+        by_loss = self.config.best_by == "loss"
+        figure = figures["validation_loss"] if by_loss else -figures["rougeL"]
+        if self.best.improved(epoch + 1, figure) and self.accelerator.is_main_process:
             write_extras = partial(self._write_extras, epoch + 1, figures)
             half = self.config.store == "fp16"
             save_model(self.model, self.folder, write_extras=write_extras, half=half)

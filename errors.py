@@ -51,7 +51,8 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **kwargs)
         except UserError as error:
             if os.environ.get("RANK", "0") == "0" or not error.same_on_every_rank:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                message = " ".join(str(error).splitlines())  # one line, whatever a path holds
+                print(f"error: {message}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
 
     return wrapped

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import httpx2  # of huggingface_hub: its connection errors have no other base
+import huggingface_hub
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -30,6 +33,8 @@ from transformers import (
 )
 
 from errors import ConfigError
+
+HUB_TIMEOUT_S = 10.0
 
 T5Model: TypeAlias = T5ForConditionalGeneration | PeftModel
 
@@ -76,6 +81,7 @@ def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalG
     Raises ConfigError if it is missing or not a T5 in safetensors.
     """
     with _one_line_errors("model", config.path):
+        _reach_hub(config.path)
         settings = AutoConfig.from_pretrained(config.path, revision=config.revision)
         if settings.model_type != "t5":
             raise ConfigError(f"model {config.path} is a {settings.model_type}, not a t5")
@@ -97,7 +103,11 @@ def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalG
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the base. Raises ConfigError if it is missing or unreadable."""
     with _one_line_errors("tokenizer", path):
+        _reach_hub(path)
         tokenizer = T5Tokenizer.from_pretrained(path, revision=revision)
+        # Without files transformers makes up a vocabulary: special tokens and a space.
+        if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+            raise FileNotFoundError("neither tokenizer.json nor spiece.model")
     if not tokenizer.is_fast:
         raise ConfigError(f"tokenizer of {path} has no fast form: use a T5 tokenizer")
     return tokenizer
@@ -117,12 +127,25 @@ def _one_line_errors(what: str, path: str) -> Iterator[None]:
         where = "folder" if os.path.isdir(path) else "hub id"
         raise ConfigError(
             f"cannot load the {what} from {where} {path} ({kind}): check the name, the revision, "
-            "the network, and that its weights are safetensors; offline, give a local copy with "
-            "--model.path DIR, or run `make demo`"
+            "the network, and that its weights are safetensors; offline, give local copies with "
+            "--model.path DIR and --data.path DIR, set HF_HUB_OFFLINE=1 to use an earlier "
+            "download, or run `make demo`"
         ) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _reach_hub(path: str) -> None:
+    """One request without retries: `from_pretrained` would retry for minutes where no hub is."""
+    if os.path.isdir(path) or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.HfApi().model_info(path, timeout=HUB_TIMEOUT_S)
+    except HfHubHTTPError:
+        pass  # an answer: `from_pretrained` judges it
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise ConnectionError(f"no hub ({type(error).__name__})") from None
 
 
 def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> PeftModel:

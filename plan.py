@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 POOL_STEPS = 100  # steps whose examples are sorted together: larger pads less, smaller mixes more
+POOLS = 4  # at least so many an epoch, or small data would meet in the same steps every time
 GROUP_STEPS = 10  # steps of like source length among which examples are sorted by target length
 DECODER_COST = 2.0  # a target token also passes cross-attention and the vocabulary
 
@@ -83,7 +84,8 @@ def _bucket(
     """
     steps: list[IntArray] = []
     shuffled = order.permutation(len(source))
-    for pool in _chunks(shuffled, POOL_STEPS * size):
+    pool_steps = max(1, min(POOL_STEPS, n_steps(len(source), size) // POOLS))
+    for pool in _chunks(shuffled, pool_steps * size):
         by_source = pool[np.argsort(-source[pool], kind="stable")]
         for group in _chunks(by_source, GROUP_STEPS * size):
             by_target = group[np.lexsort((-source[group], -target[group]))]

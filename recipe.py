@@ -63,8 +63,10 @@ class TrainConfig:
     """auto = fp16 on CUDA, bf16 on a CPU that multiplies it natively, else fp32."""
     max_skips: int = 20
     """Stop at this many non-finite (skipped) optimizer steps in a row."""
+    best_by: Literal["loss", "rougeL"] = "loss"
+    """Keep the epoch with the lowest validation loss, or the highest ROUGE-L on generate_n."""
     patience: int = 0
-    """Stop after this many epochs without a better validation loss; 0 = never."""
+    """Stop after this many epochs without a better one; 0 = never."""
     log_every: int = 10
     """Optimizer steps between two lines of metrics.jsonl."""
     generate_n: int = 0
@@ -90,6 +92,8 @@ class TrainConfig:
         for name in AT_LEAST_0:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.best_by == "rougeL" and (not self.generate_n or self.objective != "extract"):
+            raise ConfigError("best_by = rougeL needs generate_n >= 1 and objective = extract")
 
     def global_batch_size(self, n_ranks: int) -> int:
         """Examples per optimizer step, all micro-batches and all ranks."""
@@ -111,4 +115,5 @@ class TrainConfig:
             seed=self.seed,
             epoch=epoch,
         )
-        return steps[: self.total_steps(len(dataset), n_ranks) - epoch * len(steps)]
+        left = self.total_steps(len(dataset), n_ranks) - epoch * len(steps)
+        return steps[: max(0, left)]

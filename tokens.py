@@ -7,7 +7,6 @@ B texts, N tokens of all of them.
 """
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -82,10 +81,20 @@ def tokenise_cached(
         data = part.encode("utf-8", "surrogatepass")
         key.update(len(data).to_bytes(8, "little") + data)
     file = Path(folder).expanduser() / f"{key.hexdigest()}.safetensors"
-    if not file.exists():
-        _write(tokenise(texts, tokenizer, max_tokens=max_tokens, add_eos=add_eos), file)
-    with safe_open(file, framework="np") as stored:
-        arrays = {name: stored.get_tensor(name) for name in Tokens._fields}
+    stored = _read(file)
+    if stored is None:
+        stored = tokenise(texts, tokenizer, max_tokens=max_tokens, add_eos=add_eos)
+        _write(stored, file)
+    return stored
+
+
+def _read(file: Path) -> Tokens | None:
+    """What the cache holds; None if that is nothing or damaged."""
+    try:
+        with safe_open(file, framework="np") as stored:
+            arrays = {name: stored.get_tensor(name) for name in Tokens._fields}
+    except (OSError, SafetensorError):
+        return None
     return Tokens(arrays["ids"], arrays["offsets"], int(arrays["n_truncated"][0]))
 
 
@@ -95,16 +104,16 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _write(tokens: Tokens, file: Path) -> None:
-    """Folder 0700, file 0600 under any umask, renamed when whole."""
+    """Folder 0700, file 0600 under any umask, moved there when whole; a failure leaves nothing."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-        os.close(handle)
-        save_file({**tokens._asdict(), "n_truncated": np.array([tokens.n_truncated])}, temporary)
-        os.chmod(temporary, 0o600)
-        os.replace(temporary, file)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+        with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as private:
+            whole = Path(private) / file.name
+            save_file({**tokens._asdict(), "n_truncated": np.array([tokens.n_truncated])}, whole)
+            whole.chmod(0o600)
+            whole.replace(file)
+    except (OSError, SafetensorError) as error:  # the latter when the disk is full
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise ConfigError(
             f"cannot write the token cache in {file.parent}: {reason} (--data.cache_dir)"
         ) from None

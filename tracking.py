@@ -6,9 +6,10 @@ nothing is written or printed.
 """
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def print_table(
     for row in rows:
         table.add_row(*(_cell(value, digits) for value in row))
     # A pipe or a log file has no width of its own: let no figure be cut there.
-    width = None if Console().is_terminal else 120
-    Console(width=width, highlight=False).print(table)
+    width = None if Console().is_terminal else 160
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
 def _cell(value: Any, digits: int = 4) -> str:
@@ -62,7 +63,7 @@ class Tracker:
     ) -> None:
         self.folder, self.enabled, self.log_every = folder, enabled, log_every
         self.beside_published = beside_published
-        self.steps: list[dict[str, float]] = []
+        self.steps: list[dict[str, float | None]] = []
         self.epochs: list[dict[str, float]] = []
         self._n_steps, self._n_done = n_steps, 0
         self._bar = tqdm(total=n_steps, disable=not enabled, unit="step", dynamic_ncols=True)
@@ -98,7 +99,7 @@ class Tracker:
         loss = loss_sum / n_labels if n_labels else None
         speed = self._tokens / (now - self._clock)
         self._clock, self._tokens = now, 0
-        self.steps.append({"step": self._n_done, "loss": loss, **figures, "tokens_per_s": speed})  # type: ignore[dict-item]
+        self.steps.append({"step": self._n_done, "loss": loss, **figures, "tokens_per_s": speed})
         self._write("step", self.steps[-1])
         shown = {"loss": _cell(loss), "lr": f"{figures['lr']:.2e}", "tokens/s": f"{speed:,.0f}"}
         self._bar.set_postfix(shown, refresh=False)
@@ -141,14 +142,16 @@ class Tracker:
                 )
         print_table("Loss per label token, by epoch", columns, rows)
 
-    def _write(self, kind: str, figures: dict[str, float]) -> None:
+    def _write(self, kind: str, figures: Mapping[str, float | None]) -> None:
         if not self.enabled:
             return
+        known = {k: v for k, v in figures.items() if v is not None and math.isfinite(v)}
+        line = {"kind": kind, **dict.fromkeys(figures), **known}  # JSON has no NaN: null instead
         with (self.folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps({"kind": kind, **figures}) + "\n")
+            log.write(json.dumps(line, allow_nan=False) + "\n")
         if self._writer:
-            for name, value in figures.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, int(figures["step"]))
+            for name, value in known.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, int(known["step"]))
 
     def close(self) -> None:
         self._bar.close()
@@ -164,7 +167,9 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def draw_curves(file: Path, steps: list[dict[str, float]], epochs: list[dict[str, float]]) -> None:
+def draw_curves(
+    file: Path, steps: list[dict[str, float | None]], epochs: list[dict[str, float]]
+) -> None:
     """Training loss (thin: steps, points: epochs), validation loss and learning rate over
     optimizer steps."""
     import matplotlib

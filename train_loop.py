@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     if not best.epoch:
         raise NumericsError("no validation loss was finite: no weights kept; lower --learning_rate")
     if accelerator.is_main_process:
-        print(f"best validation loss {best.loss:.4f} (epoch {best.epoch}): {after_epoch.folder}")
+        print(f"best epoch by {config.best_by}: {best.epoch}, kept in {after_epoch.folder}")
     accelerator.end_training()
 
 

@@ -10,6 +10,7 @@ reached. (The only module of corpus/ that needs torch.)
 
 import shutil
 import string
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from errors import ConfigError, exits_cleanly
 from quiet import quieten_libraries
 
 N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
+WORD_START = "\u2581"  # SentencePiece's mark of a blank
+LONGEST_PIECE = 16  # characters, SentencePiece's own limit
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,17 @@ class NewBaseConfig:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
-    """A T5 tokenizer (unigram pieces, <pad> 0, </s> 1, <unk> 2, 100 sentinels) trained on the
-    texts."""
-    prefix = folder / "spiece"
+    """A T5 tokenizer trained on the texts: unigram pieces, <pad> 0, </s> 1, <unk> 2, sentinels."""
+    prefix, seeds = folder / "spiece", folder / "seeds.tsv"
+    lines = (f"{piece}\t{count}\n" for piece, count in seed_pieces(texts).items())
+    seeds.write_text("".join(lines), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_prefix=str(prefix),
         vocab_size=vocab_size,
         hard_vocab_limit=False,
         model_type="unigram",
+        seed_sentencepieces_file=str(seeds),
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -74,7 +79,26 @@ def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrain
         minloglevel=2,
     )
     prefix.with_suffix(".vocab").unlink()
+    seeds.unlink()
     return T5Tokenizer.from_pretrained(str(folder), extra_ids=N_SENTINELS)
+
+
+def seed_pieces(texts: list[str]) -> Counter[str]:
+    """Candidate pieces with their counts: all parts of words, up to whole words.
+
+    SentencePiece's own seeds are parts that two different words share, so a small corpus gets no
+    piece for a common word that stands alone, and is cut into twice as many tokens.
+    """
+    words = Counter(word for text in texts for word in text.split())
+    pieces: Counter[str] = Counter()
+    for word, count in words.items():
+        marked = WORD_START + word
+        for start in range(len(marked)):
+            for end in range(start + 1, min(start + LONGEST_PIECE, len(marked)) + 1):
+                piece = marked[start:end]
+                if len(piece) == 1 or not any(map(str.isdigit, piece)):
+                    pieces[piece] += count
+    return Counter({piece: n for piece, n in pieces.items() if n > 1 or len(piece) == 1})
 
 
 def t5_config(config: NewBaseConfig, n_tokens: int) -> T5Config:

@@ -1,0 +1,83 @@
+"""What only a GPU can show. Complete, and skipped without one: nothing here has been run yet."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from numerics import SkipGuard, learning_rate
+from tests.tiny import ROOT, Tiny, metrics
+
+cuda = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+pytestmark = cuda
+
+
+def launch(n_processes: int, flags: list[str]) -> subprocess.CompletedProcess[str]:
+    file = "one_gpu" if n_processes == 1 else "multi_gpu"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    options = ["--config_file", f"recipes/accelerate/{file}.yaml"]
+    if n_processes > 1:
+        options += ["--num_processes", str(n_processes)]
+    return subprocess.run(
+        [*launcher, *options, "train_loop.py", *flags],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+
+
+def gpu_flags(tiny: Tiny, folder: Path, **changes: object) -> list[str]:
+    return [flag for flag in tiny.flags(folder, **changes) if flag != "--cpu"]
+
+
+def test_auto_precision_is_fp16_and_learns(tiny: Tiny, tmp_path: Path) -> None:
+    done = launch(1, gpu_flags(tiny, tmp_path, precision="auto", epochs=3))
+    assert "fp16" in done.stdout and "cuda x 1" in done.stdout
+    losses = [step["loss"] for step in metrics(tmp_path, "step")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05)])
+def test_cuda_agrees_with_the_cpu(
+    tiny: Tiny, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    launch(1, gpu_flags(tiny, tmp_path / "cuda", precision=precision))
+    flags = tiny.flags(tmp_path / "cpu")
+    subprocess.run([sys.executable, "train_loop.py", *flags], cwd=ROOT, check=True, timeout=600)
+    pairs = zip(metrics(tmp_path / "cuda", "step"), metrics(tmp_path / "cpu", "step"), strict=True)
+    for on_gpu, on_cpu in pairs:
+        assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=tolerance)
+
+
+@two_gpus
+def test_two_gpus_give_the_losses_of_one(tiny: Tiny, tmp_path: Path) -> None:
+    launch(1, gpu_flags(tiny, tmp_path / "one", micro_batch_size=8))
+    launch(2, gpu_flags(tiny, tmp_path / "two", micro_batch_size=4))
+    pairs = zip(metrics(tmp_path / "one", "step"), metrics(tmp_path / "two", "step"), strict=True)
+    for one, two in pairs:
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
+def test_guard_judges_one_step_late_and_in_order() -> None:
+    guard, bad = SkipGuard(2), torch.zeros((), dtype=torch.bool, device="cuda")
+    guard.observe(1, ["a"], bad)
+    assert guard.total == 0
+    guard.observe(2, ["b"], ~bad)
+    assert guard.total == 1
+    guard.finish()
+    assert guard.in_a_row == 0
+
+
+def test_schedule_stays_on_the_device() -> None:
+    rate = learning_rate(torch.zeros((), device="cuda"), peak=1.0, n_warmup=0, n_total=10)
+    assert rate.is_cuda and rate.item() == pytest.approx(1.0)

@@ -1,0 +1,86 @@
+"""errors.py: one line on stderr, an exit code, no traceback."""
+
+import pytest
+
+from errors import ConfigError, DataError, NumericsError, UserError, exits_cleanly
+
+
+def run(error: BaseException) -> int:
+    """Exit code of an entry point that raises `error`."""
+
+    @exits_cleanly
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+class OwnError(UserError):
+    """An error of one rank only."""
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [(UserError, 1), (ConfigError, 2), (DataError, 3), (NumericsError, 6)]
+)
+def test_exit_code_and_one_line(
+    kind: type[UserError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(kind("what is wrong: what to do")) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: what is wrong: what to do\n")
+
+
+@pytest.mark.parametrize("mark", ["\n", "\r\n", "\r", "\u2028", "\x0b"])
+def test_line_breaks_become_blanks(mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(ConfigError(f"no folder a{mark}b  c{mark}"))
+    assert capsys.readouterr().err == "error: no folder a b  c\n"
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, NumericsError])
+def test_a_shared_error_is_told_by_rank_0_only(
+    kind: type[UserError], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(kind("x")) == kind.exit_code
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    assert run(kind("x")) == kind.exit_code
+    assert capsys.readouterr().err == "error: x\n"
+
+
+def test_an_error_of_one_rank_is_told_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert run(OwnError("only here")) == 1
+    assert capsys.readouterr().err == "error: only here\n"
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    @exits_cleanly
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_success_passes_arguments_and_returns() -> None:
+    seen: list[object] = []
+
+    @exits_cleanly
+    def main(argv: list[str], *, flag: bool) -> None:
+        """Its help."""
+        seen.extend([argv, flag])
+
+    main(["--x"], flag=True)
+    assert seen == [["--x"], True]
+    assert (main.__name__, main.__doc__) == ("main", "Its help.")

@@ -1,0 +1,57 @@
+"""The recipes and the embedded base say what the README and the issues promise of them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import published
+from config import load
+from model import ModelConfig, load_base, load_tokenizer
+from recipe import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+TINY_BASE = ROOT / "assets" / "tiny_base"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads(recipe: Path) -> None:
+    load(TrainConfig, recipe)
+
+
+def test_the_published_recipe_is_the_default() -> None:
+    assert load(TrainConfig, ROOT / "recipes/published.toml") == TrainConfig()
+
+
+def test_the_published_recipe_states_the_published_result() -> None:
+    header = (ROOT / "recipes/published.toml").read_text()
+    for losses in (published.TRAINING_LOSS, published.VALIDATION_LOSS):
+        assert " ".join(f"{loss:.4f}" for loss in losses) in header
+    for row in published.SCORES.values():
+        assert all(f"{score:.1f}" in header for score in row.values())
+
+
+def test_published_steps_follow_from_the_recipe() -> None:
+    """59,320 training pairs, 2 processes of 16: 9,270 optimizer steps."""
+    assert TrainConfig().total_steps(59_320, n_ranks=2) == 9_270
+
+
+def test_launch_files_are_read_by_accelerate() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
+    assert len(files) >= 5
+    for file in files:
+        config = load_config_from_file(str(file))
+        assert config.mixed_precision == "no"  # the loop does its own
+        assert yaml.safe_load(file.read_text())["num_processes"] == config.num_processes
+
+
+def test_the_embedded_base_is_small_and_reads_the_synthetic_words() -> None:
+    assert sum(file.stat().st_size for file in TINY_BASE.iterdir()) <= 8e6
+    model, tokenizer = load_base(ModelConfig(path=str(TINY_BASE))), load_tokenizer(str(TINY_BASE))
+    assert len(tokenizer) <= model.config.vocab_size
+    ids = tokenizer("extract: no acute intracranial hemorrhage 12 mm ____")["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert ids[-1] == tokenizer.eos_token_id
