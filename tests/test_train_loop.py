@@ -42,24 +42,27 @@ CANARY = "zebrafish Ωmega 4711 opacity"
 
 @pytest.mark.parametrize("n", [57, 50], ids=["last_step_of_9", "last_step_of_2"])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["fp32", "fp64"]
+    ("dtype", "rate", "tolerance"),
+    [(torch.float32, 3e-4, 1e-6), (torch.float64, 3e-3, 1e-12)],
+    ids=["fp32", "fp64"],
 )
 def test_accumulation_equals_one_big_batch(
-    tiny: Tiny, tmp_path: Path, n: int, dtype: torch.dtype, tolerance: float
+    tiny: Tiny, tmp_path: Path, n: int, dtype: torch.dtype, rate: float, tolerance: float
 ) -> None:
-    """In fp32 Adam's division makes rounding visible where a gradient is nearly 0; fp64 is strict."""
+    """In fp32 Adam enlarges rounding, by up to the rate, where a gradient is nearly 0."""
     runs = []
     for micro_batch_size, grad_accum_steps in ((16, 1), (8, 2), (4, 4)):
         config = tiny.recipe(
             tmp_path,
             micro_batch_size=micro_batch_size,
             grad_accum_steps=grad_accum_steps,
+            learning_rate=rate,
             epochs=2,
         )
         runs.append(run_loop(config, tiny.training_data(config, n), dtype=dtype))
     whole, *cut = runs
     assert len(whole.steps) == 8 and n % 16
-    assert difference(whole.weights[-1], whole.start) > 1e-3
+    assert difference(whole.weights[-1], whole.start) > 2 * rate
     for run in cut:
         assert difference(run.weights[-1], whole.weights[-1]) <= tolerance
         assert run.column("loss") == pytest.approx(whole.column("loss"), abs=1e-5)
