@@ -36,6 +36,8 @@ from scoring.rouge_bleu import METRICS, scores, signature
 from tokens import Tokens, tokenise
 from tracking import print_table
 
+LABELS = {"base": "base", "lora": "LoRA"}
+
 
 @dataclass(frozen=True)
 class BaseConfig:
@@ -138,7 +140,7 @@ def evaluate(
     )
     base = load_base(base_config).to(device)
     texts = {}
-    for name in ("base", "lora"):
+    for name in LABELS:
         model = base if name == "base" else merged(load_adapter(base, config.adapter))
         outputs = generate(
             model,
@@ -199,10 +201,10 @@ def write_results(folder: Path, comparison: Comparison) -> None:
 
 def print_scores(figures: dict[str, Any]) -> None:
     """Ours, the baselines, and the published figures, in percent."""
-    measured = {"base": figures["base"], "LoRA": figures["lora"], **figures["baselines"]}
+    measured = {LABELS[name]: figures[name] for name in LABELS} | figures["baselines"]
     rows = [(name.replace("_", " "), *(row[m] for m in METRICS)) for name, row in measured.items()]
     rows += [
-        (f"published: {name} (MIMIC-III)", *(row[m] for m in METRICS))
+        (f"published: {LABELS[name]} (MIMIC-III)", *(row[m] for m in METRICS))
         for name, row in published.SCORES.items()
     ]
     stemmer = figures["signature"]["stemmer"]
