@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -35,6 +36,16 @@ from transformers import (
 from errors import ConfigError
 
 HUB_TIMEOUT_S = 10.0
+# What the libraries raise for files that are missing, broken, or of another model.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+)
 
 T5Model: TypeAlias = T5ForConditionalGeneration | PeftModel
 
@@ -122,7 +133,7 @@ def _one_line_errors(what: str, path: str) -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except LOADING_ERRORS as error:
         kind = type(error).__name__
         where = "folder" if os.path.isdir(path) else "hub id"
         raise ConfigError(

@@ -113,6 +113,16 @@ def test_adapter_of_another_base(tiny: Tiny, tmp_path: Path) -> None:
     assert str(tmp_path) in refusal(caught)
 
 
+def test_truncated_adapter(tiny: Tiny, tmp_path: Path) -> None:
+    model = attach_lora(base_of(tiny), LoraSettings(r=4))
+    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError) as caught:
+        load_adapter(base_of(tiny), tmp_path / "adapter")
+    assert str(tmp_path) in refusal(caught)
+
+
 def test_no_base_another_model_or_pickled_weights(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_base(ModelConfig(path=str(tmp_path)))
