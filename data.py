@@ -1,6 +1,6 @@
 """Report pairs -> token ids, once -> batches.
 
-    pairs (corpus.pairs) -> Tokens (tokens.py) -> dataset -> batches in the plan's order -> collate
+    pairs (corpus.pairs) -> Tokens (tokens.py) -> dataset -> batches in the plan's order
 
 A dataset knows its lengths before anything is drawn (the plan needs nothing else) and hands out
 examples by index: findings -> impression (`ExtractDataset`), or a span-corrupted report
@@ -9,28 +9,24 @@ examples by index: findings -> impression (`ExtractDataset`), or a span-corrupte
 B examples, S source tokens, T target tokens.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from collation import Collate, Example
 from corpus.pairs import Split, read_split
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths
 from errors import ConfigError, DataError
 from tokens import Tokens, tokenise_cached
 
-IGNORE_INDEX = -100  # what torch's cross_entropy ignores by default
 IMPRESSION_MARK = " impression "  # between findings and impression in a whole report
 
-Batch = dict[str, torch.Tensor]
-Example = tuple[NDArray[np.int32], NDArray[np.int32]]  # source ids (S,), label ids (T,)
-Collate = Callable[[Sequence[Example]], Batch]
 Objective = Literal["extract", "denoise"]
 
 
@@ -244,30 +240,6 @@ def _special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     return int(value)
 
 
-def collate_padded(examples: Sequence[Example], *, pad_id: int, multiple: int = 1) -> Batch:
-    """Pad to the longest: input_ids (B, S), attention_mask (B, S), labels (B, T) with IGNORE_INDEX.
-
-    `multiple` rounds S and T up (16 on CUDA keeps fused attention aligned). No examples at all give
-    a batch of one padding token and no label: a rank without a share of a short step still takes
-    part in it.
-    """
-    if not examples:
-        examples = [(np.array([pad_id], dtype=np.int32), np.array([IGNORE_INDEX], dtype=np.int32))]
-    input_ids = _pad([source for source, _ in examples], pad_id, multiple)
-    labels = _pad([target for _, target in examples], IGNORE_INDEX, multiple)
-    lengths = torch.tensor([len(source) for source, _ in examples])
-    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
-def _pad(rows: Sequence[NDArray[np.int32]], value: int, multiple: int) -> torch.Tensor:
-    width = -(-max(len(row) for row in rows) // multiple) * multiple
-    padded = np.full((len(rows), width), value, dtype=np.int64)
-    for filled, row in zip(padded, rows, strict=True):
-        filled[: len(row)] = row
-    return torch.from_numpy(padded)
-
-
 def batches(
     dataset: PlannedDataset,
     indices: Sequence[NDArray[np.int64]],
@@ -283,11 +255,6 @@ def batches(
         collate_fn=collate,
         pin_memory=pin_memory,
     )
-
-
-def collator(pad_id: int, device: torch.device) -> Collate:
-    """Dynamic padding; on CUDA lengths round up to 16, which keeps fused attention aligned."""
-    return partial(collate_padded, pad_id=pad_id, multiple=16 if device.type == "cuda" else 1)
 
 
 def tell_skipped(splits: Iterable[Split]) -> None:

@@ -14,10 +14,11 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from collation import Collate
 from config import save
-from data import Collate, ExtractDataset, PlannedDataset, batches, collator
+from data import ExtractDataset, PlannedDataset, batches
 from eval import generation_scores
-from model import PaddedEngine, T5Model, evaluating, save_model
+from model import T5Model, evaluating, save_model
 from model_card import write_model_card
 from numerics import autocast, resolve_precision
 from plan import plan_evaluation
@@ -84,12 +85,13 @@ class EpochEnd:
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerBase
     model: T5Model
+    collate: Collate
     validation: PlannedDataset
     references: list[str]
     tracker: Tracker
     best: BestSoFar
 
-    def __call__(self, epoch: int, engine: PaddedEngine) -> bool:
+    def __call__(self, epoch: int, engine: nn.Module) -> bool:
         figures = {"validation_loss": self._loss(engine), **self._generation_scores()}
         by_loss = self.config.best_by == "loss"
         figure = figures["validation_loss"] if by_loss else -figures["rougeL"]
@@ -108,12 +110,12 @@ class EpochEnd:
             "adapter" if self.config.tuning == "lora" else "model"
         )
 
-    def _loss(self, engine: PaddedEngine) -> float:
+    def _loss(self, engine: nn.Module) -> float:
         accelerator, config = self.accelerator, self.config
         return validation_loss(
             engine,
             self.validation,
-            collator(engine.pad_id, accelerator.device),
+            self.collate,
             batch_size=2 * config.micro_batch_size,  # no gradients: twice the room
             device=accelerator.device,
             precision=resolve_precision(config.precision, accelerator.device),
@@ -124,17 +126,20 @@ class EpochEnd:
     def _generation_scores(self) -> dict[str, float]:
         if not self.config.generate_n or not isinstance(self.validation, ExtractDataset):
             return {}
-        return generation_scores(
-            self.model,
-            self.tokenizer,
-            self.validation.source,
-            self.references,
-            n=self.config.generate_n,
-            seed=self.config.seed,
-            max_new_tokens=self.config.max_new_tokens,
-            rank=self.accelerator.process_index,
-            n_ranks=self.accelerator.num_processes,
-        )
+        # The fast engine may hold the base in half precision, which needs autocast.
+        device = self.accelerator.device
+        with autocast(device, resolve_precision(self.config.precision, device)):
+            return generation_scores(
+                self.model,
+                self.tokenizer,
+                self.validation.source,
+                self.references,
+                n=self.config.generate_n,
+                seed=self.config.seed,
+                max_new_tokens=self.config.max_new_tokens,
+                rank=self.accelerator.process_index,
+                n_ranks=self.accelerator.num_processes,
+            )
 
     def _write_extras(self, epoch: int, figures: dict[str, float], folder: Path) -> None:
         save(self.config, folder / "training.toml")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from data import collate_padded
+from collation import collate_padded
 from model import T5Model, evaluating
 from plan import plan_evaluation
 from tokens import Tokens

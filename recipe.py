@@ -61,6 +61,8 @@ class TrainConfig:
     """Gradients are scaled down to this L2 norm; 0 = never."""
     precision: Precision = "auto"
     """auto = fp16 on CUDA, bf16 on a CPU that multiplies it natively, else fp32."""
+    engine: Literal["fast", "hf"] = "fast"
+    """fast = padding-free, wherever it covers the model; hf = plain transformers + PEFT forward."""
     max_skips: int = 20
     """Stop at this many non-finite (skipped) optimizer steps in a row."""
     best_by: Literal["loss", "rougeL"] = "loss"

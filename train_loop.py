@@ -16,16 +16,27 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from collation import Collate, collator
 from config import parse, save
-from data import PlannedDataset, batches, build_dataset, collator, read_pairs, tell_skipped
+from data import PlannedDataset, batches, build_dataset, read_pairs, tell_skipped
 from epoch_end import BestSoFar, EpochEnd
 from errors import ConfigError, NumericsError, exits_cleanly
+from fast_t5 import FastEngine, why_not
 from model import PaddedEngine, T5Model, attach_lora, count_parameters, load_base, load_tokenizer
-from numerics import SkipGuard, apply_update, autocast, learning_rate, mix_seed, resolve_precision
+from numerics import (
+    DTYPES,
+    SkipGuard,
+    apply_update,
+    autocast,
+    learning_rate,
+    mix_seed,
+    resolve_precision,
+)
 from plan import Step
 from quiet import quieten_libraries
 from recipe import TrainConfig
@@ -35,20 +46,20 @@ from tracking import Tracker, print_table
 def train(
     config: TrainConfig,
     accelerator: Accelerator,
-    model: T5Model,
+    engine: nn.Module,
+    collate: Collate,
     dataset: PlannedDataset,
     tracker: Tracker,
-    after_epoch: Callable[[int, PaddedEngine], bool],
+    after_epoch: Callable[[int, nn.Module], bool],
     *,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Update the model's trainable weights in place; `after_epoch(epoch, engine)` returns True
+    """Update the engine's trainable weights in place; `after_epoch(epoch, engine)` returns True
     to stop early."""
     device, rank, n_ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     precision = resolve_precision(config.precision, device)
-    engine = PaddedEngine(model)
     forward = accelerator.prepare_model(engine)  # DDP where there are several ranks
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    weights = [weight for weight in engine.parameters() if weight.requires_grad]
     rate = torch.zeros((), device=device)
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -66,7 +77,7 @@ def train(
 
     for epoch in range(config.epochs):
         steps = config.plan(dataset, epoch, n_ranks)
-        loader = iter(rank_batches(dataset.for_epoch(epoch), steps, rank, engine.pad_id, device))
+        loader = iter(rank_batches(dataset.for_epoch(epoch), steps, rank, collate, device))
         forward.train()
         for step in steps:
             step_loss = torch.zeros((), device=device)
@@ -100,11 +111,11 @@ def train(
 
 
 def rank_batches(
-    dataset: PlannedDataset, steps: list[Step], rank: int, pad_id: int, device: torch.device
+    dataset: PlannedDataset, steps: list[Step], rank: int, collate: Collate, device: torch.device
 ) -> DataLoader:
     """This rank's micro-batches of the given steps, collated and (for CUDA) pinned."""
     shards = [micro_batch[rank] for step in steps for micro_batch in step.micro_batches]
-    return batches(dataset, shards, collator(pad_id, device), pin_memory=device.type == "cuda")
+    return batches(dataset, shards, collate, pin_memory=device.type == "cuda")
 
 
 def read_data(
@@ -128,11 +139,33 @@ def read_data(
 
 
 def build_model(config: TrainConfig, device: torch.device) -> T5Model:
-    """The base as the recipe tunes it: with a fresh adapter, or all of it trainable."""
+    """The base as the recipe tunes it, on the device: with a fresh adapter, or all of it
+    trainable."""
     torch.manual_seed(config.seed)  # decides the adapter's start
     # On a CPU fused attention falls back to slower code as soon as dropout is on.
     base = load_base(config.model, attention="eager" if device.type == "cpu" else "sdpa")
-    return attach_lora(base, config.lora) if config.tuning == "lora" else base
+    model = attach_lora(base, config.lora) if config.tuning == "lora" else base
+    return model.to(device)
+
+
+def build_engine(
+    config: TrainConfig, model: T5Model, device: torch.device
+) -> tuple[nn.Module, Collate, str]:
+    """(the forward, the collation it takes, what it is and why): the fast engine wherever it covers
+    the model."""
+    reason = "asked for" if config.engine == "hf" else why_not(model)
+    if reason is None:
+        dtype = DTYPES[resolve_precision(config.precision, device)]
+        engine: nn.Module = FastEngine(model, dtype)
+    else:
+        engine = PaddedEngine(model)
+    collate = collator(
+        packed=reason is None,
+        start_id=model.config.decoder_start_token_id,
+        pad_id=model.config.pad_token_id,
+        device=device,
+    )
+    return engine, collate, "fast" if reason is None else f"hf ({reason})"
 
 
 def open_run_folder(folder: Path, config: TrainConfig) -> None:
@@ -147,13 +180,14 @@ def open_run_folder(folder: Path, config: TrainConfig) -> None:
 
 
 def tell_run(
-    config: TrainConfig, accelerator: Accelerator, model: T5Model, n_examples: int
+    config: TrainConfig, accelerator: Accelerator, engine: nn.Module, kind: str, n_examples: int
 ) -> None:
     """What is about to run, in one table."""
     n_ranks = accelerator.num_processes
-    n_trainable, n_all = count_parameters(model)
+    n_trainable, n_all = count_parameters(engine)
     rows = [
         ("device, processes", f"{accelerator.device.type} x {n_ranks}"),
+        ("engine", kind),
         ("precision", resolve_precision(config.precision, accelerator.device)),
         ("trainable parameters", f"{n_trainable:,} of {n_all:,} ({n_trainable / n_all:.1%})"),
         ("reports per optimizer step", config.global_batch_size(n_ranks)),
@@ -174,11 +208,12 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     model = build_model(config, accelerator.device)
     training, validation, references = read_data(config, tokenizer, accelerator)
+    engine, collate, kind = build_engine(config, model, accelerator.device)
 
     folder = Path(config.output_dir)
     if accelerator.is_main_process:
         open_run_folder(folder, config)  # not before all input proved good
-        tell_run(config, accelerator, model, len(training))
+        tell_run(config, accelerator, engine, kind, len(training))
     tracker = Tracker(
         folder,
         n_steps=config.total_steps(len(training), accelerator.num_processes),
@@ -189,10 +224,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     best = BestSoFar(config.patience)
     after_epoch = EpochEnd(
-        config, accelerator, tokenizer, model, validation, references, tracker, best
+        config, accelerator, tokenizer, model, collate, validation, references, tracker, best
     )
     try:
-        train(config, accelerator, model, training, tracker, after_epoch)
+        train(config, accelerator, engine, collate, training, tracker, after_epoch)
     finally:
         tracker.close()
     if not best.epoch:

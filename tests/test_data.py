@@ -11,17 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from collation import IGNORE_INDEX, Collate, Example, collate_padded, collator
 from corpus.pairs import BadRow, Pair, Split
 from data import (
-    IGNORE_INDEX,
     DataConfig,
     DenoiseDataset,
-    Example,
     ExtractDataset,
     batches,
     build_dataset,
-    collate_padded,
-    collator,
     read_pairs,
     sentinel_ids,
     tell_skipped,
@@ -88,10 +85,17 @@ def test_padding_keeps_every_token(sizes: list[tuple[int, int]], multiple: int) 
         assert (batch["labels"][row][len(target) :] == IGNORE_INDEX).all()
 
 
+def padded(device: str) -> Collate:
+    return collator(packed=False, start_id=0, pad_id=PAD, device=torch.device(device))
+
+
 def test_only_cuda_rounds_up() -> None:
     for device, width in (("cpu", 3), ("cuda", 16)):
-        batch = collator(PAD, torch.device(device))([example(3, 3)])
+        batch = padded(device)([example(3, 3)])
         assert [tensor.shape[1] for tensor in batch.values()] == [width] * 3
+    for device, n_tokens in (("cpu", 3), ("cuda", 128)):
+        packed = collator(packed=True, start_id=0, pad_id=PAD, device=torch.device(device))
+        assert len(packed([example(3, 3)])["source_ids"]) == n_tokens
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 1), (16, 16)])
@@ -192,7 +196,7 @@ def test_sentinels_end_at_the_first_gap(
 def test_batches_keep_the_given_order(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     data = build_dataset(invented_split(9), tokenizer, DataConfig(cache_dir=str(tmp_path)))
     plan = [np.array([8, 0]), np.array([], dtype=np.int64), np.array([3]), np.array([1, 2, 4])]
-    loader = batches(data, plan, collator(PAD, torch.device("cpu")))
+    loader = batches(data, plan, padded("cpu"))
     read = list(loader)
     assert len(loader) == len(read) == 4
     for indices, batch in zip(plan, read, strict=True):

@@ -29,24 +29,27 @@ ALLOWED: dict[str, set[str]] = {
     "corpus.pairs": {"errors"},
     "corpus.synthetic": {"errors"},
     "tokens": {"errors"},
-    "data": {"corpus.pairs", "denoise", "errors", "tokens"},
+    "collation": set(),
+    "data": {"collation", "corpus.pairs", "denoise", "errors", "tokens"},
     "corpus.new_base": {"config", "data", "errors", "quiet"},
     "model": {"errors"},
+    "fast_ops": set(),
+    "fast_t5": {"fast_ops"},
     # what uses both
     "recipe": {"data", "errors", "model", "numerics", "plan"},
     "model_card": {"recipe"},
-    "generate": {"data", "model", "plan", "tokens"},
+    "generate": {"collation", "model", "plan", "tokens"},
     "eval": {
         *("config", "corpus.pairs", "data", "errors", "generate", "model", "published", "quiet"),
         *("recipe", "scoring.baselines", "scoring.rouge_bleu", "tokens", "tracking"),
     },
     "epoch_end": {
-        *("config", "data", "eval", "model", "model_card", "numerics", "plan", "recipe"),
-        "tracking",
+        *("collation", "config", "data", "eval", "model", "model_card", "numerics", "plan"),
+        *("recipe", "tracking"),
     },
     "train_loop": {
-        *("config", "data", "epoch_end", "errors", "model", "numerics", "plan", "quiet"),
-        *("recipe", "tracking"),
+        *("collation", "config", "data", "epoch_end", "errors", "fast_t5", "model", "numerics"),
+        *("plan", "quiet", "recipe", "tracking"),
     },
 }
 NEVER_IMPORTED = {"train_loop", "bench", "tests"}

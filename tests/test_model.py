@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 import generate as decoding
+from collation import collate_padded
 from corpus.pairs import read_split
-from data import collate_padded
 from errors import ConfigError
 from generate import generate, to_text
 from model import (

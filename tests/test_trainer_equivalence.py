@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from data import Batch, collate_padded
+from collation import Batch, collate_padded
 from recipe import TrainConfig
 from tests.tiny import Tiny, difference, run_loop, trainable
 from train_loop import build_model

@@ -19,7 +19,7 @@ from data import DataConfig, ExtractDataset, SourceConfig, build_dataset, read_p
 from model import LoraSettings, ModelConfig, T5Model, load_base, load_tokenizer
 from recipe import TrainConfig
 from tracking import Tracker
-from train_loop import build_model, train
+from train_loop import build_engine, build_model, train
 
 ROOT = Path(__file__).parents[1]
 N_TRAIN, N_VALIDATION, N_TEST = 57, 12, 13  # 57 = 7 x 8 + 1: the last step leaves a rank empty
@@ -164,12 +164,13 @@ def run_loop(
     """
     accelerator = Accelerator(cpu=True)
     model = build_model(config, accelerator.device).to(dtype)
+    engine, collate, _ = build_engine(config, model, accelerator.device)
     recorder = Recorder(model, config.total_steps(len(dataset), 1))
     if on_gradient is not None:
         weight = next(p for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n)
         numbers = iter(range(1, 10**6))
         weight.register_hook(lambda gradient: on_gradient(next(numbers), gradient))
-    train(config, accelerator, model, dataset, recorder, after_epoch, scaler=scaler)
+    train(config, accelerator, engine, collate, dataset, recorder, after_epoch, scaler=scaler)
     return recorder
 
 

@@ -1,0 +1,194 @@
+"""How fast does training run, next to its peers?
+
+    python -m bench.train_speed --data.path DIR --model.path BASE
+
+One process, all sides in turn, several rounds; the median of the rounds counts. Tokenising is
+outside, every dropout is on, and each side is timed on an even sample of the batches that it would
+form in a whole epoch. The last line is JSON.
+"""
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from bench import peers
+from bench.common import (
+    ALLOCATOR,
+    BenchConfig,
+    IntArray,
+    evenly,
+    fresh_model,
+    gemm_gflops,
+    load_data,
+    print_json,
+    start,
+)
+from bench.flops import StepFlops
+from bench.timing import now
+from data import ExtractDataset, batches
+from model import load_tokenizer
+from numerics import (
+    DTYPES,
+    Precision,
+    apply_update,
+    autocast,
+    build_optimizer,
+    resolve_precision,
+)
+from plan import plan_epoch
+from recipe import TrainConfig
+from tracking import print_table
+from train_loop import build_engine, build_model
+
+
+@dataclass(frozen=True)
+class SpeedConfig(BenchConfig):
+    """Ours against the peers."""
+
+    precision: Precision = "auto"
+    """Precision of ours; the peers have theirs in their names."""
+
+
+@dataclass(frozen=True)
+class OurSide:
+    """What of ours runs."""
+
+    precision: Precision = "auto"
+    engine: Literal["fast", "hf"] = "fast"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    base_quantization: Literal["none", "8bit", "4bit"] = "none"
+    gradient_checkpointing: bool = False
+
+
+PEERS = ("trainer_fp32_random", "trainer_bf16_grouped", "no_trainer_loop")
+
+
+def our_batches(dataset: ExtractDataset, config: BenchConfig) -> list[IntArray]:
+    """The batches of a planned epoch; a short one is left out, as with the peers."""
+    lengths = dataset.source_lengths, dataset.target_lengths
+    steps = plan_epoch(*lengths, global_batch_size=config.micro_batch_size, seed=config.seed)
+    return [step.indices for step in steps if len(step.indices) == config.micro_batch_size]
+
+
+def ours(
+    config: BenchConfig, dataset: ExtractDataset, plan: list[IntArray], side: OurSide
+) -> peers.Round:
+    """Rounds of train_loop.py's step: same engine, collation, clipping, optimizer, skip."""
+    device = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no").device
+    recipe = TrainConfig(
+        seed=config.seed, model=config.model, lora=config.lora, **dataclasses.asdict(side)
+    )
+    precision = resolve_precision(recipe.precision, device)
+    engine, collate, _ = build_engine(recipe, build_model(recipe, device), device)
+    weights = [w for w in engine.parameters() if w.requires_grad]
+    rate = torch.tensor(5e-5, device=device)
+    optimizer = build_optimizer(recipe.optimizer, weights, rate, weight_decay=0.01)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def run(n_steps: int) -> float:
+        chosen = evenly(plan, dataset, n_steps)
+        loader = batches(dataset, chosen, collate, pin_memory=device.type == "cuda")
+        engine.train()
+        start = now()
+        for indices, batch in zip(chosen, loader, strict=True):
+            batch = {name: t.to(device, non_blocking=True) for name, t in batch.items()}
+            with autocast(device, precision):
+                loss = engine(**batch)
+            scaler.scale(loss / int(dataset.target_lengths[indices].sum())).backward()
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            apply_update(optimizer, scaler, torch.isfinite(norm) & torch.isfinite(loss))
+            optimizer.zero_grad(set_to_none=True)
+        return now() - start
+
+    return run
+
+
+def useful_flops(config: BenchConfig, dataset: ExtractDataset, n_steps: int) -> float:
+    """FLOPs that the timed reports need, without any padding."""
+    shape = fresh_model(config).config
+    model = StepFlops.of(shape, config.lora.r)
+    layers = shape.num_layers, shape.num_decoder_layers
+    chosen = np.concatenate(evenly(our_batches(dataset, config), dataset, n_steps))
+    return model.step(
+        dataset.source_lengths[chosen], dataset.target_lengths[chosen], n_layers=layers
+    )
+
+
+def measure(config: SpeedConfig) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """(samples per second of every side in every round, facts about ours)."""
+    dataset = load_data(config)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    random, grouped = (
+        form(dataset, config) for form in (peers.random_batches, peers.grouped_batches)
+    )
+    sides = {
+        "ours": ours(config, dataset, our_batches(dataset, config), OurSide(config.precision)),
+        PEERS[0]: peers.trainer(config, dataset, tokenizer, random, bf16=False),
+        PEERS[1]: peers.trainer(config, dataset, tokenizer, grouped, bf16=True),
+        PEERS[2]: peers.accelerate_loop(config, dataset, tokenizer, random),
+    }
+    n = config.steps * config.micro_batch_size
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        run(2)  # warm-up: pages, caches, lazy imports
+    for _ in range(config.rounds):
+        for name, run in sides.items():
+            speeds[name].append(n / run(config.steps))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(config.precision, device)
+    gflops = useful_flops(config, dataset, config.steps) / n / 1e9
+    lengths = dataset.source_lengths.mean() + dataset.target_lengths.mean()
+    peak = gemm_gflops(DTYPES[precision], device.type)
+    return speeds, {
+        "precision": precision,
+        "gflop_per_sample": gflops,
+        "tokens_per_sample": float(lengths),
+        "gemm_gflops": peak,
+    }
+
+
+def main() -> None:
+    config = start(SpeedConfig, (__doc__ or "").partition("\n")[0])
+    speeds, facts = measure(config)
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    rows = [
+        (
+            name,
+            f"{medians[name]:.2f}",
+            f"{min(found):.2f} to {max(found):.2f}",
+            f"{medians[name] * facts['tokens_per_sample']:,.0f}",
+            f"{medians[name] * facts['gflop_per_sample']:.0f}",
+            f"{medians['ours'] / medians[name]:.2f}",
+        )
+        for name, found in speeds.items()
+    ]
+    where = f"{torch.get_num_threads()} threads" if not torch.cuda.is_available() else "CUDA"
+    title = (
+        f"Training speed: {where}, ours in {facts['precision']}, {config.rounds} rounds of "
+        f"{config.steps} steps of {config.micro_batch_size}, {', '.join(ALLOCATOR)} set for all"
+    )
+    columns = ("", "samples/s", "min to max", "tokens/s", "useful GFLOP/s", "ours is times faster")
+    print_table(title, columns, rows)
+    print_json(
+        {
+            "ours": {
+                "samples_per_s": medians["ours"],
+                "gflops": medians["ours"] * facts["gflop_per_sample"],
+                "peak_share": medians["ours"] * facts["gflop_per_sample"] / facts["gemm_gflops"],
+                **facts,
+            },
+            "peers": {name: medians[name] for name in PEERS},
+            "ratio": {name: medians["ours"] / medians[name] for name in PEERS},
+            "min_max": {name: [min(found), max(found)] for name, found in speeds.items()},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""The fast engine against HF + PEFT: equal loss and gradients, and what it may and may not do."""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import T5Config, T5ForConditionalGeneration
+
+import fast_ops
+from collation import Example, collate_packed, collate_padded
+from fast_ops import Dropout
+from fast_t5 import FastEngine, why_not
+from model import PaddedEngine
+from tests.tiny import Tiny, difference, run_loop
+
+VOCABULARY = 128
+Lengths = Sequence[tuple[int, int]]  # (source, target) tokens of each example
+CPU = torch.device("cpu")
+
+
+def adapted_t5(
+    *,
+    gated: bool = False,
+    r: int = 4,
+    dropout: float = 0.0,
+    lora_dropout: float = 0.0,
+    targets: str | list[str] = "all-linear",
+    rslora: bool = False,
+    **shape: int,
+) -> PeftModel:
+    """A small T5 with an adapter that acts (random B); `gated` = the T5 1.1 form: gated GELU, own
+    head, unscaled states."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3} | shape
+    form = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if gated else {}
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        dropout_rate=dropout,
+        decoder_start_token_id=0,
+        attn_implementation="eager",
+        **sizes,
+        **form,
+    )
+    base = T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, weight in base.named_parameters():
+            if "layer_norm" in name or "relative_attention_bias" in name:
+                weight += 0.3 * torch.randn_like(weight)  # ones and near-zeros would hide mistakes
+    if gated:
+        base.lm_head.weight = nn.Parameter(torch.randn_like(base.lm_head.weight))
+    settings = LoraConfig(
+        r=r,
+        lora_alpha=8,
+        lora_dropout=lora_dropout,
+        target_modules=targets,
+        use_rslora=rslora,
+        task_type=TaskType.SEQ_2_SEQ_LM,
+    )
+    model = get_peft_model(base, settings)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def examples(lengths: Lengths) -> list[Example]:
+    draw = np.random.default_rng(0)
+
+    def ids(n: int) -> Any:
+        return draw.integers(1, VOCABULARY, n).astype(np.int32)
+
+    return [(ids(source), ids(target)) for source, target in lengths]
+
+
+def packed(lengths: Lengths, multiple: int = 1) -> dict[str, Tensor]:
+    return collate_packed(examples(lengths), start_id=0, pad_id=0, multiple=multiple)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal_to_hf(model: PeftModel, lengths: Lengths, multiple: int = 1) -> None:
+    assert why_not(model) is None
+    twin = copy.deepcopy(model)
+    engine = FastEngine(twin, torch.float32)
+    theirs = PaddedEngine(model)(**collate_padded(examples(lengths), pad_id=0))
+    ours = engine(**packed(lengths, multiple))
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    theirs.backward()
+    ours.backward()
+    mine, reference = gradients(twin), gradients(model)
+    assert mine.keys() == reference.keys() and mine
+    # Next to the largest gradient: some are zero but for rounding (one key has one probability).
+    largest = max(float(g.abs().max()) for g in reference.values())
+    for name, gradient in reference.items():
+        allowed = 1e-5 * max(float(gradient.abs().max()), 1e-2 * largest)
+        assert float((mine[name] - gradient).abs().max()) <= allowed, name
+
+
+# --- exactness -----------------------------------------------------------------------------------
+
+SHAPES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=SHAPES,
+    r=st.sampled_from([1, 4, 16]),
+    gated=st.booleans(),
+    rslora=st.booleans(),
+    targets=st.sampled_from(["all-linear", ["q", "v"], ["k", "o", "wo"], ["wi", "wi_1"]]),
+)
+def test_loss_and_gradients_are_those_of_hf(
+    lengths: Lengths, r: int, gated: bool, rslora: bool, targets: Any
+) -> None:
+    assert_equal_to_hf(adapted_t5(r=r, gated=gated, rslora=rslora, targets=targets), lengths)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    "lengths",
+    [[(512, 256), (3, 200)], [(16, 16)] * 3, [(1, 1)], [(17, 1), (1, 33)]],
+    ids=["longest", "equal_and_full", "one_token", "one_sided"],
+)
+def test_edges_of_length(lengths: Lengths, gated: bool) -> None:
+    assert_equal_to_hf(adapted_t5(gated=gated), lengths)
+
+
+def test_cross_entropy_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_ops, "CROSS_ENTROPY_ROWS", 7)
+    assert_equal_to_hf(adapted_t5(), [(9, 15), (4, 20)])
+
+
+def test_the_path_for_cuda_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fused(q: Any, kv: Any, queries: Any, keys: Any, bias: Any, drop: Any) -> Tensor:
+        return fast_ops._sdpa(q, kv, queries, keys, bias, 0.0)
+
+    monkeypatch.setattr("fast_t5.attention", fused)
+    assert_equal_to_hf(adapted_t5(), [(9, 15), (30, 4), (1, 1)], multiple=128)
+
+
+def test_another_head_than_the_embedding() -> None:
+    model = adapted_t5(gated=True)
+    base = model.get_base_model()
+    assert base.lm_head.weight is not base.shared.weight
+    engine = FastEngine(model, torch.float32)
+    assert engine.vocabulary is not engine.embedding
+
+
+def test_no_examples_cost_nothing_and_still_give_gradients() -> None:
+    model = adapted_t5(dropout=0.1, lora_dropout=0.1)
+    engine = FastEngine(model, torch.float32)
+    loss = engine(**collate_packed([], start_id=0, pad_id=0))
+    loss.backward()
+    assert loss.item() == 0.0
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert len(gradients(model)) == len(trainable)
+    assert not any(g.any() for g in gradients(model).values())
+
+
+def test_fifty_steps_end_in_the_same_adapter(tiny: Tiny, tmp_path: Any) -> None:
+    runs = {}
+    for engine in ("fast", "hf"):
+        config = tiny.recipe(tmp_path / engine, engine=engine, epochs=7, max_steps=50)
+        runs[engine] = run_loop(config, tiny.training_data(config))
+    assert len(runs["fast"].weights) == 50
+    assert difference(runs["fast"].weights[-1], runs["hf"].weights[-1]) <= 1e-4
+    assert difference(runs["fast"].weights[-1], runs["fast"].start) > 1e-2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_fp32(tiny: Tiny, tmp_path: Any, precision: str) -> None:
+    losses = {}
+    for name in ("fp32", precision):
+        config = tiny.recipe(tmp_path / name, precision=name, epochs=7, max_steps=50)
+        losses[name] = run_loop(config, tiny.training_data(config)).column("loss")
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+# --- dropout -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_keep_the_share_they_claim(p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    drop = Dropout(p, dtype, CPU)
+    masks = [drop.mask(400, 700) for _ in range(4)]
+    n = 4 * 400 * 700
+    mean = sum(float(m.double().sum()) for m in masks if m is not None) / n
+    error = (p * (1 - p) / n) ** 0.5
+    assert abs(mean * drop.scale - 1.0) < 4 * error
+    assert abs(1 - 1 / drop.scale - p) <= 1 / 512
+    assert masks[0] is not None and set(masks[0].unique().tolist()) == {0.0, 1.0}
+
+
+def test_masks_are_fresh_independent_and_repeatable() -> None:
+    def draw() -> list[Tensor]:
+        torch.manual_seed(3)
+        drop = Dropout(0.5, torch.float32, CPU)
+        return [m for m in (drop.mask(300, 1000), drop.mask(300, 1000)) if m is not None]
+
+    first, second = draw()
+    again = draw()
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+    centred = (first - 0.5), (second - 0.5)
+    n = first.numel()
+    for a, b in [centred, (centred[0][:, 1:], centred[0][:, :-1])]:
+        assert abs(float((a * b).mean()) * 4) < 4 / n**0.5
+    other = Dropout(0.5, torch.float32, CPU).mask(300, 1000)  # the generator has moved on
+    assert other is not None and not torch.equal(first, other)
+
+
+def test_dropout_is_off_in_evaluation() -> None:
+    engine = FastEngine(adapted_t5(dropout=0.3, lora_dropout=0.3), torch.float32).eval()
+    batch = packed([(9, 7), (5, 3)])
+    with torch.no_grad():
+        assert engine(**batch).item() == engine(**batch).item()
+        engine.train()
+        assert engine(**batch).item() != engine(**batch).item()
+
+
+@pytest.mark.parametrize(
+    "where", [{"dropout": 0.1}, {"lora_dropout": 0.1}, {"dropout": 0.2, "lora_dropout": 0.2}]
+)
+def test_mean_loss_under_dropout_is_that_of_hf(where: dict[str, float]) -> None:
+    model = adapted_t5(**where)  # type: ignore[arg-type]
+    engine = FastEngine(copy.deepcopy(model), torch.float32)
+    for drop in (m for m in model.modules() if isinstance(m, nn.Dropout)):
+        drop.p = round(256 * drop.p) / 256  # what a byte can express
+    reference, n = PaddedEngine(model).train(), 300
+    lengths = [(12, 9)] * 4
+    padded, ours = collate_padded(examples(lengths), pad_id=0), packed(lengths)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        means = {
+            "hf": torch.tensor([reference(**padded).item() for _ in range(n)]),
+            "fast": torch.tensor([engine.train()(**ours).item() for _ in range(n)]),
+        }
+    error = float((means["hf"].var() / n + means["fast"].var() / n) ** 0.5)
+    assert abs(float(means["hf"].mean() - means["fast"].mean())) < 4 * error
+    spread = float(means["fast"].std() / means["hf"].std())
+    assert 0.8 < spread < 1.25  # as much noise, too: no place without dropout, none with it twice
+
+
+# --- gradients under dropout ---------------------------------------------------------------------
+
+
+def test_gradients_under_dropout_match_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FastEngine(adapted_t5(dropout=0.2, lora_dropout=0.2), torch.float32)
+    batch = packed([(9, 7), (5, 3)])
+    model = engine.model
+
+    def loss() -> Tensor:
+        torch.manual_seed(5)  # the same masks every time
+        return engine(**batch)
+
+    loss().backward()
+    found = gradients(model)
+    torch.manual_seed(1)
+    direction = {n: torch.randn_like(g) * g.norm() for n, g in found.items()}
+    expected = sum(float((found[n] * d).double().sum()) for n, d in direction.items())
+    step, weights = (
+        1e-3 / max(float(g.norm()) for g in found.values()),
+        dict(model.named_parameters()),
+    )
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for name, d in direction.items():
+                weights[name] += sign * step * d
+            ends.append(loss().item())
+            for name, d in direction.items():
+                weights[name] -= sign * step * d
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=0.02)
+
+
+# --- what a step costs, what it covers ----------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Counts what reaches a kernel: views and allocations launch nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        allocates = name.startswith(("empty", "new_empty"))
+        if not (func.is_view or allocates or name in ("detach", "_unsafe_view")):
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"}
+
+
+def test_a_micro_step_of_t5_small_takes_at_most_1500_operations_and_no_sync() -> None:
+    model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=6, d_model=32, num_heads=8, d_kv=4)
+    engine = FastEngine(model, torch.bfloat16).train()
+    batch = packed([(20, 9), (12, 8)])
+    engine(**batch).backward()  # biases are cached from here on
+    model.zero_grad(set_to_none=True)
+    with Operations() as operations:
+        engine(**batch).backward()
+    assert not SYNCS & set(operations.names)
+    assert operations.names.total() <= 1500, operations.names.most_common(15)
+
+
+def test_the_frozen_base_is_stored_once_in_the_compute_dtype() -> None:
+    model = adapted_t5()
+    n_frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    engine = FastEngine(model, torch.bfloat16)
+    matrices = [p for p in model.parameters() if not p.requires_grad and p.dim() == 2]
+    large = [p for p in matrices if p.shape != (32, 3)]  # but the table of position biases
+    assert {p.dtype for p in large} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in large}
+    held = {t.data_ptr() for t in (engine.embedding, engine.encoder.blocks[0].qkv.weight)}
+    assert held <= set(storages)
+    assert sum(storages.values()) <= 2 * n_frozen
+    assert model.get_base_model().lm_head.weight is model.get_base_model().shared.weight
+
+
+def test_hf_still_runs_on_the_engines_weights() -> None:
+    model = adapted_t5()
+    engine = FastEngine(model, torch.bfloat16).eval()
+    lengths = [(9, 7), (5, 3)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        theirs = PaddedEngine(model)(**collate_padded(examples(lengths), pad_id=0))
+        ours = engine(**packed(lengths))
+    assert ours.item() == pytest.approx(theirs.item(), rel=0.02)
+
+
+def test_compiles_without_breaking_the_graph() -> None:
+    engine = FastEngine(adapted_t5(dropout=0.1, lora_dropout=0.1), torch.float32).eval()
+    batch = packed([(9, 7), (5, 3)])
+    with torch.no_grad():
+        expected = engine(**batch).item()
+    compiled = torch.compile(engine, backend="aot_eager", fullgraph=True)
+    assert compiled(**batch).item() == pytest.approx(expected, rel=1e-6)
+    engine.train()
+    compiled(**batch).backward()
+    assert all(torch.isfinite(g).all() for g in gradients(engine).values())
+
+
+def test_what_it_does_not_cover() -> None:
+    def adapted(**changes: Any) -> PeftModel:
+        base = adapted_t5().unload()
+        settings = {"r": 2, "target_modules": ["q"], "task_type": TaskType.SEQ_2_SEQ_LM} | changes
+        return get_peft_model(base, LoraConfig(**settings))
+
+    assert why_not(adapted()) is None
+    assert "not a T5 with an adapter" in (why_not(adapted_t5().get_base_model()) or "")
+    assert "DoRA" in (why_not(adapted(use_dora=True)) or "")
+    assert "biases" in (why_not(adapted(bias="lora_only")) or "")
+    assert "vocabulary" in (why_not(adapted(target_modules=["q", "lm_head"])) or "")
+    assert "differ" in (why_not(adapted(target_modules=["q", "v"], rank_pattern={"v": 3})) or "")
+    checkpointed = adapted()
+    checkpointed.gradient_checkpointing_enable()
+    assert "checkpointing" in (why_not(checkpointed) or "")
+    loose = adapted()
+    loose.get_base_model().shared.weight.requires_grad_(True)
+    assert "trainable" in (why_not(loose) or "")
