@@ -22,8 +22,9 @@ import huggingface_hub
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -183,8 +184,8 @@ def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> Pef
 
 
 def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftModel:
-    """The base with a saved adapter on it. Raises ConfigError if there is none or it does not
-    fit."""
+    """The base with a saved adapter on it. Raises ConfigError if there is none, it does not fit, or
+    a weight of it is not finite."""
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
@@ -192,7 +193,19 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
                 f"{folder} holds no {name}: give the adapter folder of a run (RUN/adapter)"
             )
     with _one_line_errors("adapter", str(folder)):
-        return PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+        model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+        stored = load_file(folder / "adapter_model.safetensors")
+    # PEFT leaves missing weights as they were made and ignores those too many.
+    unlike = stored.keys() ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    if unlike:
+        raise ConfigError(
+            f"the adapter {folder} is of another base: {len(unlike)} weights are on one side only, "
+            f"such as {min(unlike)}; give the base it was trained on"
+        )
+    for name, weight in stored.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise ConfigError(f"the adapter {folder} is broken: {name} is not finite; train again")
+    return model
 
 
 def merged(model: PeftModel) -> T5ForConditionalGeneration:

@@ -113,6 +113,36 @@ def test_adapter_of_another_base(tiny: Tiny, tmp_path: Path) -> None:
     assert str(tmp_path) in refusal(caught)
 
 
+def base_of_depth(n_layers: int) -> T5ForConditionalGeneration:
+    """The tiny base's widths with another number of layers."""
+    sizes = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "vocab_size": 512}
+    return T5ForConditionalGeneration(T5Config(num_layers=n_layers, **sizes))
+
+
+@pytest.mark.parametrize("n_layers", [2, 5])
+def test_adapter_of_a_base_of_other_depth(tmp_path: Path, n_layers: int) -> None:
+    """PEFT alone would load what fits and say nothing."""
+    model = attach_lora(base_of_depth(3), LoraSettings(r=4))
+    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
+    with pytest.raises(ConfigError) as caught:
+        load_adapter(base_of_depth(n_layers), tmp_path / "adapter")
+    assert str(tmp_path) in refusal(caught) and "another base" in str(caught.value)
+    load_adapter(base_of_depth(3), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_adapter_that_is_not_finite(tiny: Tiny, tmp_path: Path, value: float) -> None:
+    model = attach_lora(base_of(tiny), LoraSettings(r=4))
+    with torch.no_grad():
+        model.get_submodule("base_model.model.decoder.block.1.layer.0.SelfAttention.v").lora_B[
+            "default"
+        ].weight[0, 0] = value
+    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
+    with pytest.raises(ConfigError) as caught:
+        load_adapter(base_of(tiny), tmp_path / "adapter")
+    assert "decoder.block.1.layer.0.SelfAttention.v.lora_B" in refusal(caught)
+
+
 def test_truncated_adapter(tiny: Tiny, tmp_path: Path) -> None:
     model = attach_lora(base_of(tiny), LoraSettings(r=4))
     save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
