@@ -1,6 +1,7 @@
 """The loop: accumulation, skipped steps, determinism, precision, what a run leaves behind."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -151,6 +153,23 @@ def test_one_bad_micro_batch_skips_the_whole_step(tiny: Tiny, tmp_path: Path) ->
     config = tiny.recipe(tmp_path, micro_batch_size=4, grad_accum_steps=2, warmup_steps=0)
     run = run_loop(config, tiny.training_data(config), on_gradient=spoiled([3], float("nan")))
     assert changed(run) == [True, False, *[True] * 6]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_loss_that_is_not_finite_skips_the_step_even_if_gradients_are(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    reduce, calls = Accelerator.reduce, iter(range(1, 100))
+
+    def overflow(self: Accelerator, loss: Tensor, *args: Any) -> Tensor:
+        return reduce(self, loss, *args) + (float("inf") if next(calls) == 3 else 0.0)
+
+    monkeypatch.setattr(Accelerator, "reduce", overflow)
+    config = tiny.recipe(tmp_path, warmup_steps=0, precision=precision)
+    run = run_loop(config, tiny.training_data(config))
+    assert changed(run) == [n != 3 for n in range(1, 9)]
+    assert all(map(math.isfinite, run.column("grad_norm")))
+    assert run.column("skipped")[-1] == 1
 
 
 def test_too_many_skips_in_a_row_stop_the_run(tiny: Tiny, tmp_path: Path) -> None:
