@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +20,9 @@ from transformers import T5ForConditionalGeneration
 import epoch_end
 import tracking
 import train_loop
-from config import load
+from config import load, parse
 from epoch_end import BestSoFar
-from errors import NumericsError
+from errors import ConfigError, NumericsError
 from model import PaddedEngine, evaluating
 from recipe import TrainConfig
 from tests.tiny import (
@@ -415,11 +417,58 @@ def test_best_by_rouge_keeps_the_highest(
 def test_no_finite_validation_loss_is_an_error(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does a result of an earlier run stay beside the config of the new one."""
+    run = tmp_path / "run"
+    for name in ("adapter", "model", "evaluation", "other"):
+        (run / name).mkdir(parents=True)
+        (run / name / "old.txt").write_text("old")
+    (run / "curves.png").write_text("old")
     monkeypatch.setattr(epoch_end, "validation_loss", lambda *_, **__: float("nan"))
     with pytest.raises(SystemExit) as caught:
-        train_loop.main(tiny.flags(tmp_path / "run", micro_batch_size=32))
+        train_loop.main(tiny.flags(run, micro_batch_size=32))
     assert caught.value.code == 6
-    assert not (tmp_path / "run" / "adapter").exists()
+    assert {file.name for file in run.iterdir()} == {
+        *("config.toml", "metrics.jsonl", "curves.png", "other")
+    }
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["model", "evaluation"])
+def test_a_run_does_not_remove_its_own_input(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    used = tmp_path / "run" / name / "inside"
+    shutil.copytree(tiny.base if name == "model" else tiny.data, used)
+    key = "model__path" if name == "model" else "data__path"
+    with pytest.raises(ConfigError) as caught:
+        train_loop.open_run_folder(
+            tmp_path / "run", load_flags(tiny, tmp_path / "run", **{key: used})
+        )
+    assert str(used) in str(caught.value) and "--output_dir" in str(caught.value)
+    assert list(used.iterdir())
+
+
+def load_flags(tiny: Tiny, folder: Path, **changes: Any) -> TrainConfig:
+    return parse(TrainConfig, tiny.flags(folder, **changes))
+
+
+@pytest.mark.parametrize(("warmup_steps", "told"), [(2, True), (1, False)])
+def test_a_warm_up_as_long_as_the_run_is_told(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], warmup_steps: int, told: bool
+) -> None:
+    config = tiny.recipe(tmp_path, micro_batch_size=32, warmup_steps=warmup_steps)
+    train_loop.tell_run(config, Accelerator(cpu=True), torch.nn.Linear(2, 2), 57)
+    assert ("warning: warmup_steps 2 of 2" in capsys.readouterr().out) == told
+
+
+def test_tensorboard_that_is_not_installed_is_told_first(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    flags = tiny.flags(tmp_path / "run", data__path=tmp_path / "missing")
+    code, message = failure(capfd, [*flags, "--tensorboard"])
+    assert code == 2 and "tensorboard" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_best_so_far_never_takes_nan() -> None:
