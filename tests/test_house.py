@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "corpus.synthetic": {"errors"},
     "tokens": {"errors"},
     "data": {"corpus.pairs", "denoise", "errors", "tokens"},
-    "corpus.new_base": {"config", "data", "errors", "quiet"},
+    "corpus.new_base": {"config", "data", "errors", "model", "quiet"},
     "model": {"errors"},
     # what uses both
     "recipe": {"data", "errors", "model", "numerics", "plan"},
