@@ -17,7 +17,14 @@ from errors import ConfigError
 from model import ModelConfig, load_base, load_tokenizer
 from tests.tiny import one_line
 
-SMALL = {"d_model": 16, "d_ff": 16, "d_kv": 8, "n_heads": 2, "n_layers": 1, "vocab_size": 300}
+SMALL: dict[str, Any] = {
+    "d_model": 16,
+    "d_ff": 16,
+    "d_kv": 8,
+    "n_heads": 2,
+    "n_layers": 1,
+    "vocab_size": 300,
+}
 
 
 @pytest.fixture(scope="module")
