@@ -32,12 +32,7 @@ from quiet import quieten_libraries
 from recipe import TrainConfig
 from tracking import Tracker, print_table, tensorboard_writer
 
-RESULTS = (
-    "adapter",
-    "model",
-    "evaluation",
-    "curves.png",
-)  # in a run folder; metrics.jsonl is emptied
+RESULTS = ("adapter", "model", "evaluation", "curves.png")  # what a run leaves in its folder
 
 
 def train(
@@ -157,8 +152,9 @@ def open_run_folder(folder: Path, config: TrainConfig) -> None:
                 f"{path} is a result of the run {folder}, which this run would remove: give "
                 "another --output_dir"
             )
+    is_run = (folder / "config.toml").is_file()  # or else the folders there are somebody's own
     try:
-        for result in old:
+        for result in old if is_run else []:
             if result.is_dir():
                 shutil.rmtree(result)
             else:

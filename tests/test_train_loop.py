@@ -422,7 +422,8 @@ def test_no_finite_validation_loss_is_an_error(
     for name in ("adapter", "model", "evaluation", "other"):
         (run / name).mkdir(parents=True)
         (run / name / "old.txt").write_text("old")
-    (run / "curves.png").write_text("old")
+    for name in ("curves.png", "config.toml"):
+        (run / name).write_text("old")
     monkeypatch.setattr(epoch_end, "validation_loss", lambda *_, **__: float("nan"))
     with pytest.raises(SystemExit) as caught:
         train_loop.main(tiny.flags(run, micro_batch_size=32))
@@ -446,6 +447,15 @@ def test_a_run_does_not_remove_its_own_input(
         )
     assert str(used) in str(caught.value) and "--output_dir" in str(caught.value)
     assert list(used.iterdir())
+
+
+def test_folders_that_no_run_has_made_stay(tiny: Tiny, tmp_path: Path) -> None:
+    """Such as those of a project, with --output_dir . in it."""
+    (tmp_path / "evaluation").mkdir()
+    train_loop.open_run_folder(tmp_path, tiny.recipe(tmp_path))
+    assert {file.name for file in tmp_path.iterdir()} == {"evaluation", "config.toml"}
+    train_loop.open_run_folder(tmp_path, tiny.recipe(tmp_path))
+    assert {file.name for file in tmp_path.iterdir()} == {"config.toml"}
 
 
 def load_flags(tiny: Tiny, folder: Path, **changes: Any) -> TrainConfig:
