@@ -1,11 +1,12 @@
 # make demo       set up .venv, then base -> LoRA -> base-vs-LoRA figures, offline on a CPU
+# make install    only set up .venv
 # make test       the same .venv with the dev extras: lint, types, fast tests
 # make test-slow  the tests that take minutes
 PYTHON ?= python3
 BIN := .venv/bin
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
 
-.PHONY: demo test test-slow lint tiny-base clean
+.PHONY: install demo test test-slow lint tiny-base clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,6 +16,8 @@ LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[dev,trackers]"
 	touch $@
+
+install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/python -m corpus.synthetic --output_dir runs/demo/data

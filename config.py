@@ -95,12 +95,27 @@ def _split(argv: Sequence[str], known: Fields) -> tuple[list[str], list[str]]:
             recipes.append(value or (rest.pop(0) if rest else ""))
         elif field and field not in {*known, "print_config"}:
             raise ConfigError(f"unknown flag {name}{_nearest(field, known, '--')}")
+        elif dataclasses.is_dataclass(known.get(field)):
+            flags.append(_table_flag(token, rest, known))
         elif token == name and bool in (hint := known.get(field), *get_args(hint)):
             bare = not rest or rest[0].startswith("-")
             flags.append(f"{name}={'true' if bare else rest.pop(0)}")
         else:
             flags.append(token)
     return recipes, flags
+
+
+def _table_flag(token: str, rest: list[str], known: Fields) -> str:
+    """`--data {...}` is a table, `--data DIR` a slip that jsonargparse would take for a file."""
+    name, _, value = token.partition("=")
+    value = value or (rest.pop(0) if rest else "")
+    if not value.startswith("{"):
+        inner = [field for field in known if field.startswith(f"{name[2:]}.")]
+        first = f"{name}.path" if f"{name[2:]}.path" in inner else f"--{inner[0]}"
+        raise ConfigError(
+            f"{name} {value} lacks a field's name: did you mean {first} {value}? --help lists all"
+        )
+    return f"{name}={value}"
 
 
 def _read(recipe: str) -> dict[str, Any]:
@@ -151,6 +166,8 @@ def _mismatch(name: str, hint: Any, value: object) -> str:
         wanted = "one of " + ", ".join(map(str, get_args(hint)))
     elif dataclasses.is_dataclass(hint):
         wanted = f"a table: [{name}]"
+    elif get_origin(hint) is tuple:
+        wanted += f""", as in --{name} '["a","b"]',"""
     return f"{name} must be {wanted}, not {value!r}; see --help"
 
 

@@ -145,4 +145,11 @@ class EpochEnd:
         save(self.config, folder / "training.toml")
         if self.config.tuning == "full":  # a base of its own needs its tokenizer beside it
             self.tokenizer.save_pretrained(str(folder))
-        write_model_card(folder, self.config, epoch, figures)
+        write_model_card(
+            folder,
+            self.config,
+            epoch,
+            figures,
+            n_processes=self.accelerator.num_processes,
+            precision=resolve_precision(self.config.precision, self.accelerator.device),
+        )

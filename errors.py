@@ -15,34 +15,30 @@ class UserError(Exception):
     """Base of all errors that are told to the user in one line, without a traceback."""
 
     exit_code = 1
-    same_on_every_rank = False
 
 
 class ConfigError(UserError):
     """A call, flag, recipe, path or model that cannot be used."""
 
     exit_code = 2
-    same_on_every_rank = True
 
 
 class DataError(UserError):
     """Data that cannot be used: missing, empty, broken or unreachable."""
 
     exit_code = 3
-    same_on_every_rank = True
 
 
 class NumericsError(UserError):
     """Training stopped because losses or gradients stayed non-finite."""
 
     exit_code = 6
-    same_on_every_rank = True
 
 
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap an entry point: a UserError becomes one line on stderr and its exit code.
 
-    An error that every rank meets alike is printed by rank 0 only.
+    The processes of one machine meet the same errors, so the first of each machine prints.
     """
 
     @functools.wraps(main)
@@ -50,9 +46,11 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(*args, **kwargs)
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0" or not error.same_on_every_rank:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                rank = os.environ.get("RANK", "0")
+                who = "" if rank == "0" else f"[rank {rank}] "
                 message = " ".join(str(error).splitlines())  # one line, whatever a path holds
-                print(f"error: {message}", file=sys.stderr, flush=True)
+                print(f"{who}error: {message}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
 
     return wrapped

@@ -9,9 +9,10 @@ B examples, S source tokens, T target tokens, V vocabulary.
 
 import copy
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ import huggingface_hub
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -36,6 +38,7 @@ from transformers import (
 from errors import ConfigError
 
 HUB_TIMEOUT_S = 10.0
+MAX_RANK = 4096  # wider than any layer of the largest T5 needs
 # What the libraries raise for files that are missing, broken, or of another model.
 LOADING_ERRORS = (
     OSError,
@@ -77,13 +80,17 @@ class LoraSettings:
     dropout: float = 0.1
     """Dropout probability on the adapter's input (0 to 1)."""
     target_modules: tuple[str, ...] = ("all-linear",)
-    """Names of the adapted linear layers (q, k, v, o, wi, wo ...); all-linear = all but lm_head."""
+    """Names of the adapted linear layers, such as ["q","v"]; all-linear = all but lm_head."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r."""
 
     def __post_init__(self) -> None:
-        if self.r < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError("lora.r must be at least 1 and lora.dropout in [0, 1)")
+        if not 1 <= self.r <= MAX_RANK or not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.r must be 1 to {MAX_RANK} and lora.dropout in [0, 1)")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"lora.alpha must be above 0 and finite, not {self.alpha}")
+        if not self.target_modules:
+            raise ConfigError('lora.target_modules names no layer: give some, such as ["q","v"]')
 
 
 def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalGeneration:
@@ -91,15 +98,17 @@ def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalG
 
     Raises ConfigError if it is missing or not a T5 in safetensors.
     """
-    with _one_line_errors("model", config.path):
-        _reach_hub(config.path)
-        settings = AutoConfig.from_pretrained(config.path, revision=config.revision)
+    path = os.path.expanduser(config.path)
+    with _one_line_errors("model", path):
+        _reach_hub(path)
+        settings = AutoConfig.from_pretrained(path, revision=config.revision)
         if settings.model_type != "t5":
-            raise ConfigError(f"model {config.path} is a {settings.model_type}, not a t5")
+            raise ConfigError(f"model {path} is a {settings.model_type}, not a t5")
+        own_dropout = settings.dropout_rate
         if config.dropout is not None:
             settings.dropout_rate = config.dropout
         model = T5ForConditionalGeneration.from_pretrained(
-            config.path,
+            path,
             config=settings,
             revision=config.revision,
             dtype=torch.float32,
@@ -108,11 +117,14 @@ def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalG
         )
     # Read at generation time only; the maximum is always given by the caller.
     model.generation_config.max_length = None
+    model.own_dropout = own_dropout  # what `save_model` stores: an override is of one run only
+    model.name_or_path = config.path  # what an adapter names as its base: a "~" as it was given
     return model
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the base. Raises ConfigError if it is missing or unreadable."""
+    path = os.path.expanduser(path)
     with _one_line_errors("tokenizer", path):
         _reach_hub(path)
         tokenizer = T5Tokenizer.from_pretrained(path, revision=revision)
@@ -137,10 +149,10 @@ def _one_line_errors(what: str, path: str) -> Iterator[None]:
         kind = type(error).__name__
         where = "folder" if os.path.isdir(path) else "hub id"
         raise ConfigError(
-            f"cannot load the {what} from {where} {path} ({kind}): check the name, the revision, "
-            "the network, and that its weights are safetensors; offline, give local copies with "
-            "--model.path DIR and --data.path DIR, set HF_HUB_OFFLINE=1 to use an earlier "
-            "download, or run `make demo`"
+            f"cannot load the {what} from {where} {path} ({kind}): check the name (a relative one "
+            "starts from the current folder), the revision, the network, and that its weights are "
+            "safetensors; offline, give local copies with --model.path DIR and --data.path DIR, "
+            "set HF_HUB_OFFLINE=1 to use an earlier download, or run `make demo`"
         ) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -165,6 +177,8 @@ def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> Pef
     targets: str | list[str] = list(settings.target_modules)
     if targets == ["all-linear"]:
         targets = "all-linear"
+    else:
+        _check_targets(base, settings.target_modules)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # PEFT only divides by it
@@ -174,25 +188,46 @@ def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> Pef
         bias="none",
         task_type=TaskType.SEQ_2_SEQ_LM,
     )
-    try:
-        return get_peft_model(base, config)
-    except ValueError:
-        raise ConfigError(
-            f"no linear layer of the base is named {targets}: see --lora.target_modules"
-        ) from None
+    return get_peft_model(base, config)
+
+
+def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
+    """PEFT passes over a name that fits nothing as long as another one fits."""
+    layers = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+    # Not lm_head: it may be tied to the embedding, which merging would change, too.
+    layers = [name for name in layers if name != "lm_head"]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+            raise ConfigError(
+                f"no linear layer of the base is named {target!r}; there are {known}: mend "
+                "--lora.target_modules"
+            )
 
 
 def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftModel:
-    """The base with a saved adapter on it. Raises ConfigError if there is none or it does not
-    fit."""
-    folder = Path(folder)
+    """The base with a saved adapter on it. Raises ConfigError if there is none, it does not fit, or
+    a weight of it is not finite."""
+    folder = Path(folder).expanduser()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise ConfigError(
                 f"{folder} holds no {name}: give the adapter folder of a run (RUN/adapter)"
             )
     with _one_line_errors("adapter", str(folder)):
-        return PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+        model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+        stored = load_file(folder / "adapter_model.safetensors")
+    # PEFT leaves missing weights as they were made and ignores those too many.
+    unlike = stored.keys() ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    if unlike:
+        raise ConfigError(
+            f"the adapter {folder} is of another base: {len(unlike)} weights are on one side only, "
+            f"such as {min(unlike)}; give the base it was trained on"
+        )
+    for name, weight in stored.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise ConfigError(f"the adapter {folder} is broken: {name} is not finite; train again")
+    return model
 
 
 def merged(model: PeftModel) -> T5ForConditionalGeneration:
@@ -268,6 +303,9 @@ def save_model(
     else:
         stored = copy.deepcopy(model).half() if half else model
         stored.save_pretrained(str(temporary))
+        settings = copy.deepcopy(stored.config)
+        settings.dropout_rate = getattr(model, "own_dropout", settings.dropout_rate)
+        settings.save_pretrained(str(temporary))
     write_extras(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

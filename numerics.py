@@ -70,13 +70,13 @@ def apply_update(
     """Step and update the scale; a step that is not finite leaves weights and optimizer state
     alone.
 
-    GradScaler does that for fp16. Without it, fused AdamW is told by the same flag, still on the
-    device.
+    Fused AdamW takes the flag on the device. `scaler.step` is not used: it looks at gradients only,
+    and a loss may overflow while they stay finite. `scaler.unscale_`, called before, has undone the
+    scale and noted for `scaler.update` whether the gradients overflowed.
     """
-    if not scaler.is_enabled():
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
-    scaler.step(optimizer)
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
     scaler.update()
 
 

@@ -94,7 +94,11 @@ class TrainConfig:
         for name in AT_LEAST_0:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.best_by == "rougeL" and (not self.generate_n or self.objective != "extract"):
+        if self.seed >= 2**63:  # torch's own limit
+            raise ConfigError(f"seed must be below 2**63, not {self.seed}")
+        if self.generate_n and self.objective == "denoise":
+            raise ConfigError("generate_n needs objective = extract: denoise generates nothing")
+        if self.best_by == "rougeL" and not self.generate_n:
             raise ConfigError("best_by = rougeL needs generate_n >= 1 and objective = extract")
 
     def global_batch_size(self, n_ranks: int) -> int:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from errors import ConfigError
 
-CACHE_FORMAT = "1"  # raise when the meaning of a cached file changes
+CACHE_FORMAT = "2"  # raise when the meaning of a cached file changes
 
 
 class Tokens(NamedTuple):
@@ -52,15 +52,34 @@ def tokenise(
     max_tokens: int,
     add_eos: bool = True,
 ) -> Tokens:
-    """Ids of every text, cut to max_tokens (end-of-sequence included and always kept)."""
+    """Ids of every text, cut to max_tokens (end-of-sequence included and always kept).
+
+    No text can hold a special token: a literal "</s>" in a report is four signs like others.
+    """
     pieces: list[NDArray[np.int32]] = []
     room, n_truncated = max_tokens - int(add_eos), 0
+    spelled = _special_tokens_spelled(tokenizer)
     for chunk in _chunks(list(texts), 1000):
         for ids in tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]:
+            if not spelled.keys().isdisjoint(ids):
+                ids = [part for i in ids for part in spelled.get(i, [i])]
             n_truncated += len(ids) > room
             pieces.append(np.array(ids[:room] + [tokenizer.eos_token_id] * add_eos, dtype=np.int32))
     lengths = [len(piece) for piece in pieces]
     return Tokens(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]), n_truncated)
+
+
+def _special_tokens_spelled(tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
+    """Id of each special token but <unk> -> ids of its letters as text.
+
+    The tokenizer's own `split_special_tokens` does not help: the pieces of a T5 vocabulary hold the
+    special tokens, too. A blank after the first letter keeps them from being found.
+    """
+    names = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {tokenizer.unk_token}
+    ordered = sorted(names)
+    texts = [f"{name[0]} {name[1:]}" for name in ordered]
+    spelled = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return dict(zip(tokenizer.convert_tokens_to_ids(ordered), spelled, strict=True))
 
 
 def _chunks(texts: list[str], size: int) -> Iterable[list[str]]:

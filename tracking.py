@@ -65,6 +65,7 @@ class Tracker:
         self.beside_published = beside_published
         self.steps: list[dict[str, float | None]] = []
         self.epochs: list[dict[str, float]] = []
+        self.n_skipped = 0  # steps that were not finite; the loop counts them
         self._n_steps, self._n_done = n_steps, 0
         self._bar = tqdm(total=n_steps, disable=not enabled, unit="step", dynamic_ncols=True)
         self._writer = _tensorboard(folder) if tensorboard and enabled else None
@@ -102,6 +103,8 @@ class Tracker:
         self.steps.append({"step": self._n_done, "loss": loss, **figures, "tokens_per_s": speed})
         self._write("step", self.steps[-1])
         shown = {"loss": _cell(loss), "lr": f"{figures['lr']:.2e}", "tokens/s": f"{speed:,.0f}"}
+        if figures.get("skipped"):
+            shown["skipped"] = f"{figures['skipped']:.0f}"
         self._bar.set_postfix(shown, refresh=False)
 
     def _close_window(self) -> tuple[float, float]:
@@ -118,7 +121,8 @@ class Tracker:
         loss_sum, n_labels = self._epoch
         training_loss = loss_sum / n_labels if n_labels else float("nan")
         row = {"epoch": epoch, "step": self._n_done, "training_loss": training_loss}
-        self.epochs.append({**row, **validation, **figures})
+        skipped = {"skipped": self.n_skipped} if self.n_skipped else {}
+        self.epochs.append({**row, **validation, **figures, **skipped})
         self._epoch = [0.0, 0.0]
         self._write("epoch", self.epochs[-1])
         if self.enabled:
@@ -159,12 +163,19 @@ class Tracker:
             self._writer.close()
 
 
-def _tensorboard(folder: Path) -> Any:
+def tensorboard_writer() -> Any:
+    """The class that writes TensorBoard files. Raises ConfigError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError('tensorboard is not installed: pip install ".[trackers]"') from None
-    return SummaryWriter(str(folder / "tensorboard"))
+        raise ConfigError(
+            '--tensorboard: tensorboard is not installed: pip install ".[trackers]"'
+        ) from None
+    return SummaryWriter
+
+
+def _tensorboard(folder: Path) -> Any:
+    return tensorboard_writer()(str(folder / "tensorboard"))
 
 
 def draw_curves(

@@ -9,6 +9,7 @@ that cutting it differently changes nothing but speed. Accelerate owns processes
 and nothing else.
 """
 
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -40,7 +41,9 @@ from numerics import (
 from plan import Step
 from quiet import quieten_libraries
 from recipe import TrainConfig
-from tracking import Tracker, print_table
+from tracking import Tracker, print_table, tensorboard_writer
+
+RESULTS = ("adapter", "model", "evaluation", "curves.png")  # what a run leaves in its folder
 
 
 def train(
@@ -106,6 +109,7 @@ def train(
             figures = {"lr": rate, "grad_norm": norm, "skipped": guard.total}
             tracker.step(step_loss, step.n_label_tokens, step.n_tokens, finite, **figures)
         guard.finish()
+        tracker.n_skipped = guard.total
         if after_epoch(epoch, engine) or step_number == config.max_steps:
             return
 
@@ -169,8 +173,25 @@ def build_engine(
 
 
 def open_run_folder(folder: Path, config: TrainConfig) -> None:
-    """Make it, with the resolved config in it. Raises ConfigError if it cannot be written."""
+    """Make it, with the resolved config in it and no result of an earlier run.
+
+    Raises ConfigError if it cannot be written, or if the run would remove its own input.
+    """
+    old = [folder / name for name in RESULTS]
+    for path in (config.model.path, config.data.path):
+        used = Path(path).expanduser().resolve()
+        if any(used.is_relative_to(result.resolve()) for result in old):
+            raise ConfigError(
+                f"{path} is a result of the run {folder}, which this run would remove: give "
+                "another --output_dir"
+            )
+    is_run = (folder / "config.toml").is_file()  # or else the folders there are somebody's own
     try:
+        for result in old if is_run else []:
+            if result.is_dir():
+                shutil.rmtree(result)
+            else:
+                result.unlink(missing_ok=True)
         save(config, folder / "config.toml")
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -194,12 +215,20 @@ def tell_run(
         ("optimizer steps", config.total_steps(n_examples, n_ranks)),
     ]
     print_table(f"{config.objective}, {config.tuning}", ("run", ""), rows)
+    n_steps = config.total_steps(n_examples, n_ranks)
+    if config.warmup_steps >= n_steps:
+        print(
+            f"warning: warmup_steps {config.warmup_steps:,} of {n_steps:,} optimizer steps: the "
+            "learning rate never reaches its peak; lower --warmup_steps"
+        )
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
     config = parse(TrainConfig, argv, description=(__doc__ or "").partition("\n")[0])
+    if config.tensorboard:
+        tensorboard_writer()  # if it is missing, say so before anything is read or written
     # AMP, accumulation and schedule are the loop's; "no" also keeps a launcher's own precision out.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no", kwargs_handlers=[ddp])

@@ -10,17 +10,20 @@ reached. (The only module of corpus/ that needs torch.)
 
 import shutil
 import string
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 from config import parse
 from data import SourceConfig, read_pairs
 from errors import ConfigError, exits_cleanly
+from model import load_tokenizer
 from quiet import quieten_libraries
 
 N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
@@ -54,10 +57,38 @@ class NewBaseConfig:
     """Seed of the random weights."""
     data: SourceConfig = field(default_factory=SourceConfig)
 
+    def __post_init__(self) -> None:
+        for name in ("d_model", "d_ff", "d_kv", "n_heads", "n_layers", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be 0 or more and below 2**63, not {self.seed}")
+
 
 def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
-    """A T5 tokenizer trained on the texts: unigram pieces, <pad> 0, </s> 1, <unk> 2, sentinels."""
-    prefix, seeds = folder / "spiece", folder / "seeds.tsv"
+    """A T5 tokenizer trained on the texts: unigram pieces, <pad> 0, </s> 1, <unk> 2, sentinels.
+
+    Raises ConfigError if the vocabulary has no room for single characters.
+    """
+    # The seeds are words of the reports: they stay in a folder that only the owner can read.
+    with tempfile.TemporaryDirectory() as private:
+        prefix = Path(private) / "spiece"
+        try:
+            train_pieces(texts, vocab_size, prefix)
+        except RuntimeError:  # SentencePiece's own, whose text may quote a report
+            raise ConfigError(
+                f"vocab_size {vocab_size} is too small for the characters of the reports: give "
+                "200 or more"
+            ) from None
+        shutil.copy(prefix.with_suffix(".model"), folder)
+    return T5Tokenizer.from_pretrained(str(folder), extra_ids=N_SENTINELS)
+
+
+def train_pieces(texts: list[str], vocab_size: int, prefix: Path) -> None:
+    """Write prefix.model (and .vocab)."""
+    seeds = prefix.with_name("seeds.tsv")
     lines = (f"{piece}\t{count}\n" for piece, count in seed_pieces(texts).items())
     seeds.write_text("".join(lines), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
@@ -78,9 +109,6 @@ def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrain
         num_threads=1,  # the same pieces on every machine
         minloglevel=2,
     )
-    prefix.with_suffix(".vocab").unlink()
-    seeds.unlink()
-    return T5Tokenizer.from_pretrained(str(folder), extra_ids=N_SENTINELS)
 
 
 def seed_pieces(texts: list[str]) -> Counter[str]:
@@ -118,29 +146,40 @@ def t5_config(config: NewBaseConfig, n_tokens: int) -> T5Config:
 
 def new_base(config: NewBaseConfig) -> int:
     """Write the base into config.output_dir, whole or not at all; returns its number of
-    parameters."""
+    parameters. Raises ConfigError if the folder exists or cannot be written."""
     folder = Path(config.output_dir)
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another --output_dir or remove it")
-    texts = []
+    given, texts = None, []
     if config.tokenizer is None:
         pairs = read_pairs(config.data, "train").pairs
         texts = [text for pair in pairs for text in (pair.prompt, pair.impression)]
+    else:
+        given = load_tokenizer(config.tokenizer)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tokenizer: PreTrainedTokenizerBase
-    if config.tokenizer is None:
-        tokenizer = train_tokenizer(texts, config.vocab_size, partial)
-    else:
-        tokenizer = T5Tokenizer.from_pretrained(config.tokenizer)
-    tokenizer.save_pretrained(str(partial))
+    try:
+        partial.mkdir(parents=True)
+        n_parameters = write_base(config, given, texts, partial)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:  # the latter when the disk is full
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(f"cannot write {folder}: {reason} (--output_dir)") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return n_parameters
+
+
+def write_base(
+    config: NewBaseConfig, given: PreTrainedTokenizerBase | None, texts: list[str], folder: Path
+) -> int:
+    """Tokenizer (the given one, or one trained on the texts) and random weights into folder."""
+    tokenizer = given or train_tokenizer(texts, config.vocab_size, folder)
+    tokenizer.save_pretrained(str(folder))
     torch.manual_seed(config.seed)
     model = T5ForConditionalGeneration(t5_config(config, len(tokenizer)))
-    n_parameters = model.num_parameters()
-    model.save_pretrained(str(partial))
-    partial.rename(folder)
-    return n_parameters
+    model.save_pretrained(str(folder))
+    return model.num_parameters()
 
 
 @exits_cleanly

@@ -10,18 +10,16 @@ of a foreign exception they name only the class, as its text may quote a cell or
 """
 
 import codecs
-import contextlib
 import csv
-import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from corpus.hub import read_hub
 from errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
@@ -29,7 +27,6 @@ FORMATS = ("jsonl", "csv", "parquet")
 KNOWN_COLUMNS = (("prompt", "impressions"), ("findings", "impression"), ("text", "summary"))
 OPTIONAL_COLUMNS = ("id", "group", "patient")
 MAX_CSV_FIELD = 100_000_000  # characters; Python's default of 131,072 is less than a long report
-HUB_TIMEOUT_S = 10.0
 BLANK = "the line is blank"
 
 Row = dict[str, Any] | str  # the cells, or the reason why the row cannot be read
@@ -83,7 +80,8 @@ def read_split(
         rows = _read_file(file)
     else:
         _check_hub_id(path)
-        label, unit, rows = f"{path} {split}", "row", _read_hub(path, split, revision)
+        label, unit = f"{path} {split}", "row"
+        rows = list(enumerate(read_hub(path, split, revision), start=1))
     while rows and rows[-1][1] == BLANK:
         rows.pop()
     columns = _find_columns(rows, source_column, target_column, f"{label} (in {path})")
@@ -121,18 +119,6 @@ def find_split_file(folder: Path, split: str) -> Path:
             "the folder that holds it"
         )
     return folder / found[0]
-
-
-def content_digest(split: Split) -> str:
-    """SHA-256 (hex) over all fields of all pairs, in order: a key for caches.
-
-    One JSON array per line: JSON escapes quotes and newlines, so no two lists encode alike.
-    """
-    digest = hashlib.sha256()
-    for pair in split.pairs:
-        fields = [pair.id, pair.prompt, pair.impression, pair.group, pair.patient]
-        digest.update(json.dumps(fields).encode("ascii") + b"\n")
-    return digest.hexdigest()
 
 
 def _check_call(split: str, source: str | None, target: str | None, on_bad_row: str) -> None:
@@ -266,53 +252,6 @@ def _parquet_rows(file: Path) -> Iterator[NumberedRow]:
 def _table_rows(batches: Iterable[Any]) -> Iterator[NumberedRow]:
     rows = (row for batch in batches for row in batch.to_pylist())
     return enumerate(rows, start=1)
-
-
-def _read_hub(path: str, split: str, revision: str | None) -> list[NumberedRow]:
-    import datasets
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        with _quiet_hub():
-            if not datasets.config.HF_HUB_OFFLINE:
-                # One request without retries: `load_dataset` would try for 23 s and has no setting
-                # for it. An answer with an error code counts as reached; `load_dataset` judges it.
-                with contextlib.suppress(HfHubHTTPError):
-                    api = huggingface_hub.HfApi()
-                    api.dataset_info(path, revision=revision, timeout=HUB_TIMEOUT_S)
-            table = datasets.load_dataset(path, revision=revision, split=split)
-            # Arrow format: images and other columns that we do not need stay undecoded.
-            return list(_table_rows(table.with_format("arrow").iter(batch_size=1024)))
-    except Exception as error:  # three foreign libraries raise here, without a common base
-        raise DataError(
-            f"split {split} of {path}, which is no local folder, cannot be loaded from the hub "
-            f"({type(error).__name__}); `make demo` runs offline; `--data.path DIR` (and "
-            "`--model.path DIR`) use local copies, HF_HUB_OFFLINE=1 an earlier download"
-        ) from None
-
-
-@contextlib.contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """No retry warnings and progress bars of the hub libraries, during this call only."""
-    import datasets.utils
-    import huggingface_hub.utils
-
-    libraries: tuple[Any, ...] = (datasets.utils, huggingface_hub.utils)
-    levels = [library.logging.get_verbosity() for library in libraries]
-    bars = [not library.are_progress_bars_disabled() for library in libraries]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for library in libraries:
-                library.logging.set_verbosity(library.logging.CRITICAL)
-                library.disable_progress_bars()
-            yield
-        finally:
-            for library, level, bar in zip(libraries, levels, bars, strict=True):
-                library.logging.set_verbosity(level)
-                if bar:
-                    library.enable_progress_bars()
 
 
 def _find_columns(

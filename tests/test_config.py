@@ -154,6 +154,11 @@ def test_lists_from_flag_and_recipe(recipe):
     assert parse("--config", path).lora == expected
 
 
+def test_a_table_may_be_one_flag():
+    assert parse("--data", '{"path": "x", "max_rows": 2}').data == Data("x", 2)
+    assert parse('--data={"path": "x"}', "--data.max_rows=2").data == Data("x", 2)
+
+
 def test_null_unsets_an_optional_field(recipe):
     assert parse("--clip", "null").clip is None
     assert parse("--config", recipe('clip = "null"')).clip is None
@@ -188,6 +193,11 @@ def test_text_stays_text(text, recipe):
         (["--lora.targets", "q"], ["--lora.targets", "tuple[str, ...]"]),
         (["--data", '{"pth": 3}'], ["data", "pth"]),
         (["--data", "absent.toml"], ["data", "absent.toml"]),
+        (["--data", "DIR"], ["did you mean --data.path DIR?", "--help"]),
+        (["--data=DIR"], ["did you mean --data.path DIR?", "--help"]),
+        (["--data"], ["did you mean --data.path "]),
+        (["--lora", "4"], ["did you mean --lora.rank 4?"]),
+        (["--lora.targets", "q,v"], ["--lora.targets", '\'["a","b"]\'']),
         (["stray"], ["stray", "--help"]),
     ],
 )

@@ -18,13 +18,10 @@ def run(error: BaseException) -> int:
     return caught.value.code
 
 
-class OwnError(UserError):
-    """An error of one rank only."""
-
-
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -44,24 +41,30 @@ def test_line_breaks_become_blanks(mark: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "error: no folder a b  c\n"
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, NumericsError])
-def test_a_shared_error_is_told_by_rank_0_only(
-    kind: type[UserError], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [UserError, ConfigError, DataError, NumericsError])
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "told"),
+    [
+        ("0", "0", "error: x\n"),
+        ("1", "1", ""),  # the same error on the same machine: once is enough
+        ("4", "0", "[rank 4] error: x\n"),  # another machine may lack what this one has
+        ("5", "1", ""),
+        ("2", None, "[rank 2] error: x\n"),
+    ],
+)
+def test_an_error_is_told_once_a_machine(
+    kind: type[UserError],
+    rank: str,
+    local_rank: str | None,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", rank)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert run(kind("x")) == kind.exit_code
-    assert capsys.readouterr().err == ""
-    monkeypatch.setenv("RANK", "0")
-    assert run(kind("x")) == kind.exit_code
-    assert capsys.readouterr().err == "error: x\n"
-
-
-def test_an_error_of_one_rank_is_told_there(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "3")
-    assert run(OwnError("only here")) == 1
-    assert capsys.readouterr().err == "error: only here\n"
+    assert capsys.readouterr().err == told
 
 
 def test_our_own_mistakes_keep_their_traceback() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,29 @@ def test_dropout_of_the_base_is_set_or_left(tiny: Tiny) -> None:
     assert rates(None) == {0.1} and rates(0.0) == {0.0} and rates(0.3) == {0.3}
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_dropout_of_one_run_is_not_stored(tiny: Tiny, tmp_path: Path, half: bool) -> None:
+    model = base_of(tiny, 0.3)
+    save_model(model, tmp_path / "model", write_extras=lambda folder: None, half=half)
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert stored["dropout_rate"] == 0.1 and model.config.dropout_rate == 0.3
+    assert stored["dtype"] == ("float16" if half else "float32")
+
+
+def test_home_is_expanded_and_not_stored(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny.base.parent))
+    base = load_base(ModelConfig(path="~/base"))
+    assert load_tokenizer("~/base").eos_token_id == 1
+    model = attach_lora(base, LoraSettings(r=4))
+    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "~/base"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load_adapter(base_of(tiny), "~/adapter")
+
+
 # --- loading and saving --------------------------------------------------------------------------
 
 
@@ -92,6 +116,25 @@ def test_unknown_target_module(tiny: Tiny) -> None:
     with pytest.raises(ConfigError) as caught:
         attach_lora(base_of(tiny), LoraSettings(target_modules=("qkv",)))
     assert "qkv" in refusal(caught)
+
+
+@pytest.mark.parametrize("stray", ["vv", "lm_head", "shared", "all-linear", "SelfAttention"])
+def test_one_unknown_target_module_among_known_ones(tiny: Tiny, stray: str) -> None:
+    """PEFT alone would adapt the others and say nothing."""
+    with pytest.raises(ConfigError) as caught:
+        attach_lora(base_of(tiny), LoraSettings(target_modules=("q", stray)))
+    assert repr(stray) in refusal(caught) and "q, k, v, o, wi, wo" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"alpha": 0.0}, {"alpha": float("nan")}, {"alpha": float("inf")}, {"alpha": -1.0}]
+    + [{"r": 0}, {"r": 4097}, {"dropout": 1.0}, {"target_modules": ()}],
+)
+def test_settings_of_no_use_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraSettings(**bad)
+    assert f"lora.{min(bad)}" in refusal(caught)
 
 
 def test_folder_without_an_adapter(tiny: Tiny, tmp_path: Path) -> None:
@@ -111,6 +154,36 @@ def test_adapter_of_another_base(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_adapter(base_of(tiny), tmp_path / "adapter")
     assert str(tmp_path) in refusal(caught)
+
+
+def base_of_depth(n_layers: int) -> T5ForConditionalGeneration:
+    """The tiny base's widths with another number of layers."""
+    sizes = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "vocab_size": 512}
+    return T5ForConditionalGeneration(T5Config(num_layers=n_layers, **sizes))
+
+
+@pytest.mark.parametrize("n_layers", [2, 5])
+def test_adapter_of_a_base_of_other_depth(tmp_path: Path, n_layers: int) -> None:
+    """PEFT alone would load what fits and say nothing."""
+    model = attach_lora(base_of_depth(3), LoraSettings(r=4))
+    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
+    with pytest.raises(ConfigError) as caught:
+        load_adapter(base_of_depth(n_layers), tmp_path / "adapter")
+    assert str(tmp_path) in refusal(caught) and "another base" in str(caught.value)
+    load_adapter(base_of_depth(3), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_adapter_that_is_not_finite(tiny: Tiny, tmp_path: Path, value: float) -> None:
+    model = attach_lora(base_of(tiny), LoraSettings(r=4))
+    with torch.no_grad():
+        model.get_submodule("base_model.model.decoder.block.1.layer.0.SelfAttention.v").lora_B[
+            "default"
+        ].weight[0, 0] = value
+    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
+    with pytest.raises(ConfigError) as caught:
+        load_adapter(base_of(tiny), tmp_path / "adapter")
+    assert "decoder.block.1.layer.0.SelfAttention.v.lora_B" in refusal(caught)
 
 
 def test_truncated_adapter(tiny: Tiny, tmp_path: Path) -> None:

@@ -81,12 +81,14 @@ def update(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     gradient: list[float],
+    loss: float = 1.0,
 ) -> None:
     """One step as in the loop, from an unscaled gradient."""
     scaler.scale((weight * torch.tensor(gradient)).sum()).backward()
     scaler.unscale_(optimizer)
     assert weight.grad is not None
-    apply_update(optimizer, scaler, torch.isfinite(weight.grad.norm()))
+    finite = torch.isfinite(weight.grad.norm()) & torch.isfinite(torch.tensor(loss))
+    apply_update(optimizer, scaler, finite)
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -107,6 +109,21 @@ def test_a_non_finite_step_changes_no_bit(enabled: bool, bad: float) -> None:
     update(weight, optimizer, scaler, [1.0, 2.0, -3.0])
     assert not any(map(torch.equal, everything(weight, optimizer), before))
     assert float(optimizer.state[weight]["step"]) == 2.0
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_loss_that_is_not_finite_skips_a_step_with_finite_gradients(
+    enabled: bool, loss: float
+) -> None:
+    (weight, optimizer), scaler = tiny(), scaler_of(enabled)
+    update(weight, optimizer, scaler, [1.0, 2.0, -3.0])
+    before = everything(weight, optimizer)
+    update(weight, optimizer, scaler, [1.0, 1.0, 1.0], loss)
+    assert all(map(torch.equal, everything(weight, optimizer), before))
+    assert scaler.get_scale() == (1024.0 if enabled else 1.0)  # the scale was not to blame
+    update(weight, optimizer, scaler, [1.0, 2.0, -3.0])
+    assert not any(map(torch.equal, everything(weight, optimizer), before))
 
 
 @pytest.mark.parametrize("enabled", [False, True])

@@ -1,12 +1,14 @@
 """The recipes and the embedded base say what the README and the issues promise of them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import published
 from config import load
+from errors import ConfigError
 from model import ModelConfig, load_base, load_tokenizer
 from recipe import TrainConfig
 
@@ -37,6 +39,22 @@ def test_published_steps_follow_from_the_recipe() -> None:
     assert TrainConfig().total_steps(59_320, n_ranks=2) == 9_270
 
 
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"generate_n": 5, "objective": "denoise"}, "generate_n"),
+        ({"best_by": "rougeL"}, "best_by"),
+        ({"best_by": "rougeL", "generate_n": 5, "objective": "denoise"}, "objective"),
+    ],
+)
+def test_settings_of_no_use_are_refused(bad: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        TrainConfig(**bad)
+    TrainConfig(seed=2**63 - 1)
+
+
 def test_launch_files_are_read_by_accelerate() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -55,3 +73,4 @@ def test_the_embedded_base_is_small_and_reads_the_synthetic_words() -> None:
     ids = tokenizer("extract: no acute intracranial hemorrhage 12 mm ____")["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert ids[-1] == tokenizer.eos_token_id
+    assert model.config.dropout_rate == 0.1  # T5's own, not that of its pre-training

@@ -57,6 +57,29 @@ def test_ids_are_those_of_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> N
     assert stored.n_truncated == 0
 
 
+LITERAL = [
+    "lung </s> clear",
+    "</s>",
+    "<pad> 12 mm",
+    "a <extra_id_0>b<extra_id_99>",
+    "\uff1c/s\uff1e",
+]
+
+
+@pytest.mark.parametrize("text", LITERAL)
+def test_literal_special_tokens_are_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """The last one becomes </s> in the tokenizer's own normalisation."""
+    (alone,) = tokenizer([text], add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - {2}
+    assert special & set(alone)  # so the tokenizer alone reads it
+    row = tokenise([text], tokenizer, max_tokens=64).row(0).tolist()
+    assert not special & set(row[:-1]) and row[-1] == tokenizer.eos_token_id
+    bare = tokenise([text], tokenizer, max_tokens=64, add_eos=False).row(0).tolist()
+    assert bare == row[:-1]
+    letters = tokenizer.decode(row, skip_special_tokens=True).replace(" ", "")
+    assert letters == text.replace(" ", "").replace("\uff1c", "<").replace("\uff1e", ">")
+
+
 def test_more_texts_than_one_chunk_keep_their_order(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = invented(2001)
     stored = tokenise(iter(texts), tokenizer, max_tokens=64)

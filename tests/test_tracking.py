@@ -1,6 +1,7 @@
 """tracking.py: what lands in metrics.jsonl, the loss of an epoch, tables and curves."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from matplotlib import image
 
 import published
-from tracking import Tracker, draw_curves, print_table
+from errors import ConfigError
+from tracking import Tracker, draw_curves, print_table, tensorboard_writer
 
 NAN = float("nan")
 
@@ -70,6 +72,35 @@ def test_training_loss_is_weighted_by_tokens_and_leaves_skipped_steps_out(tmp_pa
     assert [row["validation_loss"] for row in epochs] == [1.5, 1.25]
     assert [(row["epoch"], row["step"]) for row in epochs] == [(1, 5), (2, 6)]
     assert (epochs[1]["rouge1"], epochs[1]["extra"]) == (30.0, 7.0)
+
+
+def test_skipped_steps_are_told_once_there_are_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tracker(tmp_path, n_steps=2)
+    step(told, 12.0, 4)
+    told.end_epoch(1, {"validation_loss": 1.5})
+    assert "skipped" not in "".join(capsys.readouterr()) and "skipped" not in told.epochs[0]
+    step(told, NAN, 4, finite=False, skipped=1)
+    told.n_skipped = 1
+    told.end_epoch(2, {"validation_loss": 1.5})
+    told.close()
+    out, err = capsys.readouterr()
+    assert lines(tmp_path)[-1]["skipped"] == 1
+    assert "skipped=1" in err  # the progress bar
+    header, *rows = [
+        [cell.strip() for cell in line.split(mark)[1:-1]]
+        for mark in "\u2503\u2502"
+        for line in out.splitlines()
+        if mark in line
+    ]
+    assert [row[header.index("skipped")] for row in rows] == ["-", "1"]
+
+
+def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"--tensorboard.*pip install"):
+        tensorboard_writer()
 
 
 def test_long_sums_keep_their_digits(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The loop: accumulation, skipped steps, determinism, precision, what a run leaves behind."""
 
 import json
+import math
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,9 +20,9 @@ from transformers import T5ForConditionalGeneration
 import epoch_end
 import tracking
 import train_loop
-from config import load
+from config import load, parse
 from epoch_end import BestSoFar
-from errors import NumericsError
+from errors import ConfigError, NumericsError
 from model import PaddedEngine, evaluating
 from recipe import TrainConfig
 from tests.tiny import (
@@ -151,6 +155,23 @@ def test_one_bad_micro_batch_skips_the_whole_step(tiny: Tiny, tmp_path: Path) ->
     config = tiny.recipe(tmp_path, micro_batch_size=4, grad_accum_steps=2, warmup_steps=0)
     run = run_loop(config, tiny.training_data(config), on_gradient=spoiled([3], float("nan")))
     assert changed(run) == [True, False, *[True] * 6]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_loss_that_is_not_finite_skips_the_step_even_if_gradients_are(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    reduce, calls = Accelerator.reduce, iter(range(1, 100))
+
+    def overflow(self: Accelerator, loss: Tensor, *args: Any) -> Tensor:
+        return reduce(self, loss, *args) + (float("inf") if next(calls) == 3 else 0.0)
+
+    monkeypatch.setattr(Accelerator, "reduce", overflow)
+    config = tiny.recipe(tmp_path, warmup_steps=0, precision=precision)
+    run = run_loop(config, tiny.training_data(config))
+    assert changed(run) == [n != 3 for n in range(1, 9)]
+    assert all(map(math.isfinite, run.column("grad_norm")))
+    assert run.column("skipped")[-1] == 1
 
 
 def test_too_many_skips_in_a_row_stop_the_run(tiny: Tiny, tmp_path: Path) -> None:
@@ -396,11 +417,68 @@ def test_best_by_rouge_keeps_the_highest(
 def test_no_finite_validation_loss_is_an_error(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does a result of an earlier run stay beside the config of the new one."""
+    run = tmp_path / "run"
+    for name in ("adapter", "model", "evaluation", "other"):
+        (run / name).mkdir(parents=True)
+        (run / name / "old.txt").write_text("old")
+    for name in ("curves.png", "config.toml"):
+        (run / name).write_text("old")
     monkeypatch.setattr(epoch_end, "validation_loss", lambda *_, **__: float("nan"))
     with pytest.raises(SystemExit) as caught:
-        train_loop.main(tiny.flags(tmp_path / "run", micro_batch_size=32))
+        train_loop.main(tiny.flags(run, micro_batch_size=32))
     assert caught.value.code == 6
-    assert not (tmp_path / "run" / "adapter").exists()
+    assert {file.name for file in run.iterdir()} == {
+        *("config.toml", "metrics.jsonl", "curves.png", "other")
+    }
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["model", "evaluation"])
+def test_a_run_does_not_remove_its_own_input(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    used = tmp_path / "run" / name / "inside"
+    shutil.copytree(tiny.base if name == "model" else tiny.data, used)
+    key = "model__path" if name == "model" else "data__path"
+    with pytest.raises(ConfigError) as caught:
+        train_loop.open_run_folder(
+            tmp_path / "run", load_flags(tiny, tmp_path / "run", **{key: used})
+        )
+    assert str(used) in str(caught.value) and "--output_dir" in str(caught.value)
+    assert list(used.iterdir())
+
+
+def test_folders_that_no_run_has_made_stay(tiny: Tiny, tmp_path: Path) -> None:
+    """Such as those of a project, with --output_dir . in it."""
+    (tmp_path / "evaluation").mkdir()
+    train_loop.open_run_folder(tmp_path, tiny.recipe(tmp_path))
+    assert {file.name for file in tmp_path.iterdir()} == {"evaluation", "config.toml"}
+    train_loop.open_run_folder(tmp_path, tiny.recipe(tmp_path))
+    assert {file.name for file in tmp_path.iterdir()} == {"config.toml"}
+
+
+def load_flags(tiny: Tiny, folder: Path, **changes: Any) -> TrainConfig:
+    return parse(TrainConfig, tiny.flags(folder, **changes))
+
+
+@pytest.mark.parametrize(("warmup_steps", "told"), [(2, True), (1, False)])
+def test_a_warm_up_as_long_as_the_run_is_told(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], warmup_steps: int, told: bool
+) -> None:
+    config = tiny.recipe(tmp_path, micro_batch_size=32, warmup_steps=warmup_steps)
+    train_loop.tell_run(config, Accelerator(cpu=True), torch.nn.Linear(2, 2), 57)
+    assert ("warning: warmup_steps 2 of 2" in capsys.readouterr().out) == told
+
+
+def test_tensorboard_that_is_not_installed_is_told_first(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    flags = tiny.flags(tmp_path / "run", data__path=tmp_path / "missing")
+    code, message = failure(capfd, [*flags, "--tensorboard"])
+    assert code == 2 and "tensorboard" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_best_so_far_never_takes_nan() -> None:
