@@ -14,6 +14,7 @@ examples, H heads, K head width, T queries and S keys of the padded grids; V voc
 """
 
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -81,13 +82,23 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.scale = scale
-        return (x * mask).mul_(scale)
+        return _product(x, mask, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return (g * mask).mul_(ctx.scale), None, None
+        return _product(g, mask, ctx.scale), None, None
+
+
+def _product(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """x * mask * scale in the mask's dtype, in one pass."""
+    return torch.addcmul(_zero(x.device), x, mask, value=scale, out=torch.empty_like(mask))
+
+
+@cache
+def _zero(device: torch.device) -> Tensor:
+    return torch.zeros((), device=device)
 
 
 # --- linears --------------------------------------------------------------------------------------
@@ -124,7 +135,7 @@ class _GroupedLinear(torch.autograd.Function):
         dropped = x.expand(n_pairs, *x.shape) if mask is None else x * mask
         hidden = torch.bmm(dropped, a.transpose(1, 2))  # (M, N, R)
         y = F.linear(x, weight)
-        if _all_adapted(weight, b):
+        if _all_adapted(weight, b) and not torch.compiler.is_compiling():  # it cannot trace this
             _members(y, width).baddbmm_(hidden, b.transpose(1, 2))
         else:
             for pair, member in enumerate(adapted):
@@ -180,41 +191,49 @@ def _masked_sum(terms: Tensor, mask: Tensor | None) -> Tensor:
 # --- residual and norm ----------------------------------------------------------------------------
 
 
-def add_norm(
-    residual: Tensor, update: Tensor | None, weight: Tensor, eps: float, drop: Dropout
-) -> tuple[Tensor, Tensor]:
-    """(residual + dropout(update), its RMS norm times weight).
+class Norm:
+    """A frozen RMS norm (Zhang & Sennrich 2019), written for few operations:
+    x / sqrt(mean(x^2) + eps) * weight = x / root * gain with root = hypot(|x|, sqrt(D eps))."""
 
-    residual (N, D) fp32; update (N, D) in the compute dtype or none; weight (D,) fp32, frozen ->
-    sum (N, D) fp32, norm (N, D) in the compute dtype. RMS norm: Zhang & Sennrich 2019.
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        width = len(weight)
+        self.gain = weight.detach() * width**0.5  # (D,)
+        self.floor = weight.new_full((), (width * eps) ** 0.5)
+
+
+def add_norm(
+    residual: Tensor, update: Tensor | None, norm: Norm, drop: Dropout
+) -> tuple[Tensor, Tensor]:
+    """(residual + dropout(update), its norm).
+
+    residual (N, D) fp32; update (N, D) in the compute dtype or none -> sum (N, D) fp32, norm (N, D)
+    in the compute dtype.
     """
     mask = None if update is None else drop.mask(*update.shape)
-    return _AddNorm.apply(residual, update, weight, eps, mask, drop.scale, drop.dtype)
+    return _AddNorm.apply(residual, update, norm.gain, norm.floor, mask, drop.scale, drop.dtype)
 
 
 class _AddNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) = sqrt(D) x / root with root = hypot(|x|, sqrt(D eps))."""
+    """Saves x / root, from which everything else follows."""
 
     @staticmethod
     def forward(
         ctx: Any,
         residual: Tensor,
         update: Tensor | None,
-        weight: Tensor,
-        eps: float,
+        gain: Tensor,
+        floor: Tensor,
         mask: Tensor | None,
         scale: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         x = residual
-        if update is not None:
-            kept = update if mask is None else update * mask
-            x = torch.add(residual, kept, alpha=1.0 if mask is None else scale)
-        width = x.shape[-1]
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        root = torch.hypot(length, length.new_full((), (width * eps) ** 0.5))
+        if mask is not None:
+            x = torch.addcmul(residual, update, mask, value=scale)
+        elif update is not None:
+            x = residual + update
+        root = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
         unit = x / root
-        gain = weight * width**0.5
         y = torch.mul(unit, gain, out=torch.empty_like(unit, dtype=dtype))
         ctx.save_for_backward(unit, root, gain, mask)
         ctx.scale, ctx.dtype, ctx.has_update = scale, dtype, update is not None
@@ -233,8 +252,7 @@ class _AddNorm(torch.autograd.Function):
         if ctx.has_update and mask is None:
             grad_update = grad.to(ctx.dtype)
         elif ctx.has_update:
-            grad_update = torch.empty_like(grad, dtype=ctx.dtype)
-            torch.mul(grad, ctx.scale, out=grad_update).mul_(mask)
+            grad_update = _product(grad, mask, ctx.scale)
         return grad, grad_update, None, None, None, None, None
 
 
@@ -248,29 +266,33 @@ class Grid:
     def __init__(self, rows: Tensor, slots: Tensor, n_heads: int) -> None:
         self.rows, self.slots, self.n_heads = rows, slots, n_heads
         self.shape = slots.shape
+        length = slots.shape[1]
+        self._first_head = rows + rows // length * (length * (n_heads - 1))  # b * H * S + s
         self._gather: dict[int, Tensor] = {}
         self._scatter: dict[int, Tensor] = {}
 
     def gather(self, parts: int) -> Tensor:
         """Rows of packed.view(-1, K), packed (N, parts * H * K), in the order (parts, B, H, S)."""
         if parts not in self._gather:
-            width = parts * self.n_heads
-            offset = torch.arange(width, device=self.slots.device).view(parts, 1, self.n_heads, 1)
-            self._gather[parts] = (self.slots[None, :, None] * width + offset).view(-1)
+            offset = _offsets(parts, self.n_heads, self.n_heads, 1, self.rows.device)
+            token = self.slots * (parts * self.n_heads)
+            self._gather[parts] = (token[None, :, None] + offset[:, None, :, None]).view(-1)
         return self._gather[parts]
 
     def scatter(self, parts: int) -> Tensor:
         """Rows of padded.view(-1, K), padded (parts, B, H, S, K), in the order (N, parts, H)."""
         if parts not in self._scatter:
             (n, length), heads = self.shape, self.n_heads
-            offset = torch.arange(parts * heads, device=self.rows.device) * length
-            offset = offset.view(parts, heads)
-            if parts > 1:
-                step = torch.arange(parts, device=self.rows.device)[:, None]
-                offset = offset + step * ((n - 1) * heads * length)
-            start = self.rows + self.rows // length * (length * (heads - 1))  # b * H * S + s
-            self._scatter[parts] = (start[:, None, None] + offset).view(-1)
+            offset = _offsets(parts, heads, n * heads * length, length, self.rows.device)
+            self._scatter[parts] = (self._first_head[:, None, None] + offset).view(-1)
         return self._scatter[parts]
+
+
+@lru_cache(maxsize=1024)
+def _offsets(parts: int, heads: int, step: int, head_step: int, device: torch.device) -> Tensor:
+    """part * step + head * head_step, (parts, heads)."""
+    part = torch.arange(parts, device=device)[:, None] * step
+    return part + torch.arange(heads, device=device) * head_step
 
 
 def attention(
@@ -281,10 +303,11 @@ def attention(
     Self-attention: q = (N, 3 H K) holds queries, keys and values, kv is none. Cross-attention: q =
     (N, H K), kv = (N_source, 2 H K). bias (B * H, T or 1, S) is added to the scores -> (N, H K).
     """
-    if q.is_cuda:
+    if q.is_cuda or torch.compiler.is_compiling():
         return _sdpa(q, kv, queries, keys, bias, drop.p if drop.on else 0.0)
     mask = drop.mask(len(bias), queries.shape[1], keys.shape[1])
-    return _Attention.apply(q, kv, queries, keys, bias, mask, drop.scale)
+    scale = 1.0 if mask is None else drop.scale
+    return _Attention.apply(q, kv, queries, keys, bias, mask, scale)
 
 
 def _pad(packed: Tensor, grid: Grid, parts: int) -> Tensor:
@@ -321,18 +344,16 @@ class _Attention(torch.autograd.Function):
             (padded_q,), (k, v) = _pad(q, queries, 1), _pad(kv, keys, 2)
         probabilities = torch.baddbmm(bias, padded_q, k.transpose(1, 2)).softmax(-1)
         dropped = probabilities if mask is None else probabilities * mask
-        packed = _unpad(torch.bmm(dropped, v), queries, 1)
+        mixed = torch.baddbmm(padded_q, dropped, v, beta=0, alpha=scale)  # beta 0: scale * product
         ctx.save_for_backward(padded_q, k, v, probabilities, mask)
         ctx.queries, ctx.keys, ctx.is_self, ctx.scale = queries, keys, kv is None, scale
-        return packed if mask is None else packed.mul_(scale)
+        return _unpad(mixed, queries, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, probabilities, mask = ctx.saved_tensors
         queries, keys = ctx.queries, ctx.keys
-        if mask is not None:
-            g = g * ctx.scale
         grad_out = torch.zeros_like(q)  # padding has no gradient
         width = q.shape[-1]
         grad_out.view(-1, width).index_copy_(0, queries.scatter(1), g.reshape(-1, width))
@@ -343,9 +364,12 @@ class _Attention(torch.autograd.Function):
         grad_scores = torch._softmax_backward_data(grad_p, probabilities, -1, g.dtype)
         grad_q = q.new_empty(3 if ctx.is_self else 1, *q.shape)
         grad_kv = grad_q[1:] if ctx.is_self else k.new_empty(2, *k.shape)
-        torch.bmm(grad_scores, k, out=grad_q[0])
-        torch.bmm(grad_scores.transpose(1, 2), q, out=grad_kv[0])
-        torch.bmm(dropped.transpose(1, 2), grad_out, out=grad_kv[1])
+        for out, left, right in (
+            (grad_q[0], grad_scores, k),
+            (grad_kv[0], grad_scores.transpose(1, 2), q),
+            (grad_kv[1], dropped.transpose(1, 2), grad_out),
+        ):
+            torch.baddbmm(out, left, right, beta=0, alpha=ctx.scale, out=out)
         packed_q = _unpad(grad_q, queries, len(grad_q))
         packed_kv = None if ctx.is_self else _unpad(grad_kv, keys, 2)
         return packed_q, packed_kv, None, None, None, None, None

@@ -11,6 +11,8 @@ B examples; S source and T target places of the padded grids; N source and M tar
 D model width, H heads, K head width, V vocabulary, R LoRA rank.
 """
 
+import quiet  # isort: skip  # noqa: F401  (before PEFT)
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ from transformers import T5ForConditionalGeneration
 from fast_ops import (
     Dropout,
     Grid,
+    Norm,
     add_norm,
     attention,
     grouped_linear,
@@ -272,7 +275,8 @@ class Block:
             return Group(layers, dtype, pairs)
 
         own = block.layer[0].SelfAttention
-        self.norms = [(x.layer_norm.weight, x.layer_norm.variance_epsilon) for x in block.layer]
+        norms = [layer.layer_norm for layer in block.layer]
+        self.norms = [Norm(norm.weight, norm.variance_epsilon) for norm in norms]
         self.qkv, self.o = group([own.q, own.k, own.v]), group([own.o])
         self.is_decoder = len(block.layer) == 3
         if self.is_decoder:
@@ -295,15 +299,15 @@ class Block:
         memory: Memory | None,
     ) -> tuple[Tensor, Tensor]:
         """(residual, update not yet added to it) -> the same after this block."""
-        x, normed = add_norm(x, update, *self.norms[0], step.drop)
+        x, normed = add_norm(x, update, self.norms[0], step.drop)
         qkv = self.qkv(step, normed)
         update = self.o(step, attention(qkv, None, grid, grid, bias, step.drop))
         if memory is not None:
-            x, normed = add_norm(x, update, *self.norms[1], step.drop)
+            x, normed = add_norm(x, update, self.norms[1], step.drop)
             q, kv = self.cross_q(step, normed), self.cross_kv(step, memory.states)
             found = attention(q, kv, grid, memory.grid, memory.padding, step.drop)
             update = self.cross_o(step, found)
-        x, normed = add_norm(x, update, *self.norms[-1], step.drop)
+        x, normed = add_norm(x, update, self.norms[-1], step.drop)
         return x, self.wo(step, step.drop(self._activated(self.wi(step, normed))))
 
     def _activated(self, h: Tensor) -> Tensor:
@@ -320,7 +324,7 @@ class Stack:
         self.blocks, self.dtype = blocks, dtype
         self.own = stack.block[0].layer[0].SelfAttention
         norm = stack.final_layer_norm
-        self.final_norm = norm.weight, norm.variance_epsilon
+        self.final_norm = Norm(norm.weight, norm.variance_epsilon)
         self._bias = torch.empty(0)
 
     def position_bias(self, length: int) -> Tensor:
@@ -347,4 +351,4 @@ class Stack:
         x, update = step.drop(embedded).float(), None
         for block in self.blocks:
             x, update = block(step, x, update, grid, bias, memory)
-        return step.drop(add_norm(x, update, *self.final_norm, step.drop)[1])
+        return step.drop(add_norm(x, update, self.final_norm, step.drop)[1])

@@ -7,6 +7,8 @@ plain HF + PEFT forward.
 B examples, S source tokens, T target tokens, V vocabulary.
 """
 
+import quiet  # isort: skip  # noqa: F401  (before PEFT)
+
 import copy
 import logging
 import math
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import httpx2  # of huggingface_hub: its connection errors have no other base
 import huggingface_hub
@@ -29,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     T5ForConditionalGeneration,
@@ -50,6 +53,7 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 
+Quantization: TypeAlias = Literal["none", "8bit", "4bit"]
 T5Model: TypeAlias = T5ForConditionalGeneration | PeftModel
 
 
@@ -93,10 +97,17 @@ class LoraSettings:
             raise ConfigError('lora.target_modules names no layer: give some, such as ["q","v"]')
 
 
-def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalGeneration:
+def load_base(
+    config: ModelConfig,
+    attention: str = "sdpa",
+    *,
+    quantization: Quantization = "none",
+    device: torch.device | None = None,
+) -> T5ForConditionalGeneration:
     """The base in fp32, in evaluation mode; `attention` is HF's name of an implementation.
 
-    Raises ConfigError if it is missing or not a T5 in safetensors.
+    A quantized base is loaded onto `device` at once. Raises ConfigError if the base is missing or
+    not a T5 in safetensors.
     """
     path = os.path.expanduser(config.path)
     with _one_line_errors("model", path):
@@ -114,12 +125,26 @@ def load_base(config: ModelConfig, attention: str = "sdpa") -> T5ForConditionalG
             dtype=torch.float32,
             use_safetensors=True,
             attn_implementation=attention,
+            **_quantized(quantization, device),
         )
     # Read at generation time only; the maximum is always given by the caller.
     model.generation_config.max_length = None
     model.own_dropout = own_dropout  # what `save_model` stores: an override is of one run only
     model.name_or_path = config.path  # what an adapter names as its base: a "~" as it was given
     return model
+
+
+def _quantized(quantization: Quantization, device: torch.device | None) -> dict[str, Any]:
+    """What `from_pretrained` is told: 8-bit (LLM.int8) or 4-bit (nf4) linears of bitsandbytes."""
+    if quantization == "none":
+        return {}
+    bits = BitsAndBytesConfig(
+        load_in_8bit=quantization == "8bit",
+        load_in_4bit=quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,  # autocast makes it the run's precision
+    )
+    return {"quantization_config": bits, "device_map": {"": device or torch.device("cpu")}}
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -12,10 +12,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from errors import NumericsError
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
+OptimizerName = Literal["adamw", "adamw8bit"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -64,19 +66,34 @@ def mix_seed(seed: int, step: int, shard: int) -> int:
     return state >> 1
 
 
+def build_optimizer(
+    name: OptimizerName, weights: list[Parameter], rate: Tensor, *, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW whose learning rate is the tensor `rate`, read at every step."""
+    if name == "adamw":
+        return torch.optim.AdamW(weights, lr=rate, weight_decay=weight_decay, fused=True)
+    import bitsandbytes  # an extra, and slow to load
+
+    return bitsandbytes.optim.AdamW8bit(weights, lr=rate, weight_decay=weight_decay)
+
+
 def apply_update(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, finite: Tensor
 ) -> None:
     """Step and update the scale; a step that is not finite leaves weights and optimizer state
     alone.
 
-    Fused AdamW takes the flag on the device. `scaler.step` is not used: it looks at gradients only,
-    and a loss may overflow while they stay finite. `scaler.unscale_`, called before, has undone the
-    scale and noted for `scaler.update` whether the gradients overflowed.
+    Fused AdamW takes the flag on the device; bitsandbytes knows none, so the host reads it (a
+    wait). `scaler.step` is not used: it looks at gradients only, and a loss may overflow while they
+    stay finite. `scaler.unscale_`, called before, has undone the scale and noted for
+    `scaler.update` whether the gradients overflowed.
     """
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.step()
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(finite):
+        optimizer.step()
     scaler.update()
 
 

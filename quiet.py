@@ -1,8 +1,13 @@
 """Keep third-party libraries quiet and at home: no telemetry, no progress bars of theirs, no
 known noise."""
 
+import logging
 import os
 import warnings
+
+# PEFT imports bitsandbytes, which warns at once of an optional kernel that it did not download: so
+# this module is imported before PEFT.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quieten_libraries() -> None:

@@ -9,8 +9,8 @@ from typing import Literal
 
 from data import DataConfig, Objective, PlannedDataset
 from errors import ConfigError
-from model import LoraSettings, ModelConfig
-from numerics import Precision
+from model import LoraSettings, ModelConfig, Quantization
+from numerics import OptimizerName, Precision
 from plan import Step, n_steps, plan_epoch
 
 AT_LEAST_1 = (
@@ -63,6 +63,14 @@ class TrainConfig:
     """auto = fp16 on CUDA, bf16 on a CPU that multiplies it natively, else fp32."""
     engine: Literal["fast", "hf"] = "fast"
     """fast = padding-free, wherever it covers the model; hf = plain transformers + PEFT forward."""
+    compile: bool = False
+    """Compile the forward with torch.compile (worth its minutes on a GPU)."""
+    optimizer: OptimizerName = "adamw"
+    """adamw = fused AdamW; adamw8bit = 8-bit states by bitsandbytes (extra "bnb")."""
+    base_quantization: Quantization = "none"
+    """Store the frozen base in 8 or 4 (nf4) bits by bitsandbytes (extra "bnb"); engine hf."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward, for large bases; engine hf."""
     max_skips: int = 20
     """Stop at this many non-finite (skipped) optimizer steps in a row."""
     best_by: Literal["loss", "rougeL"] = "loss"
@@ -98,6 +106,8 @@ class TrainConfig:
             raise ConfigError(f"seed must be below 2**63, not {self.seed}")
         if self.generate_n and self.objective == "denoise":
             raise ConfigError("generate_n needs objective = extract: denoise generates nothing")
+        if self.base_quantization != "none" and self.tuning == "full":
+            raise ConfigError("base_quantization freezes the base: it needs tuning = lora")
         if self.best_by == "rougeL" and not self.generate_n:
             raise ConfigError("best_by = rougeL needs generate_n >= 1 and objective = extract")
 

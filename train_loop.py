@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from numerics import (
     SkipGuard,
     apply_update,
     autocast,
+    build_optimizer,
     learning_rate,
     mix_seed,
     resolve_precision,
@@ -64,7 +66,7 @@ def train(
     forward = accelerator.prepare_model(engine)  # DDP where there are several ranks
     weights = [weight for weight in engine.parameters() if weight.requires_grad]
     rate = torch.zeros((), device=device)
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = build_optimizer(config.optimizer, weights, rate, weight_decay=config.weight_decay)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     schedule = partial(
         learning_rate,
@@ -147,7 +149,14 @@ def build_model(config: TrainConfig, device: torch.device) -> T5Model:
     trainable."""
     torch.manual_seed(config.seed)  # decides the adapter's start
     # On a CPU fused attention falls back to slower code as soon as dropout is on.
-    base = load_base(config.model, attention="eager" if device.type == "cpu" else "sdpa")
+    base = load_base(
+        config.model,
+        attention="eager" if device.type == "cpu" else "sdpa",
+        quantization=config.base_quantization,
+        device=device,
+    )
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
     model = attach_lora(base, config.lora) if config.tuning == "lora" else base
     return model.to(device)
 
@@ -163,6 +172,8 @@ def build_engine(
         engine: nn.Module = FastEngine(model, dtype)
     else:
         engine = PaddedEngine(model)
+    if config.compile:
+        engine.compile(dynamic=True)
     collate = collator(
         packed=reason is None,
         start_id=model.config.decoder_start_token_id,
@@ -170,6 +181,18 @@ def build_engine(
         device=device,
     )
     return engine, collate, "fast" if reason is None else f"hf ({reason})"
+
+
+def require_extras(config: TrainConfig) -> None:
+    """Raise ConfigError if an optional package is missing, before anything is read or written."""
+    if config.tensorboard:
+        tensorboard_writer()
+    wanted = config.optimizer == "adamw8bit" or config.base_quantization != "none"
+    if wanted and not find_spec("bitsandbytes"):
+        raise ConfigError(
+            "adamw8bit and base_quantization need bitsandbytes: pip install -c constraints.txt "
+            '".[bnb]"'
+        )
 
 
 def open_run_folder(folder: Path, config: TrainConfig) -> None:
@@ -227,8 +250,7 @@ def tell_run(
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
     config = parse(TrainConfig, argv, description=(__doc__ or "").partition("\n")[0])
-    if config.tensorboard:
-        tensorboard_writer()  # if it is missing, say so before anything is read or written
+    require_extras(config)
     # AMP, accumulation and schedule are the loop's; "no" also keeps a launcher's own precision out.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no", kwargs_handlers=[ddp])

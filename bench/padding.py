@@ -107,8 +107,8 @@ def main() -> None:
     title = f"FLOPs over ideal, batches of {config.micro_batch_size}, {len(dataset):,} reports"
     print_table(title, ("", "over ideal"), rows)
     ranks = {n: imbalance(dataset, n, config) for n in RANKS}
-    rows = [(str(n), f"{mean:.2%}", f"{most:.2%}") for n, (mean, most) in ranks.items()]
-    print_table("Busiest rank's tokens over the mean", ("ranks", "mean", "worst step"), rows)
+    table = [(str(n), f"{mean:.2%}", f"{most:.2%}") for n, (mean, most) in ranks.items()]
+    print_table("Busiest rank's tokens over the mean", ("ranks", "mean", "worst step"), table)
     print_json(
         {
             "over_ideal": shares,

@@ -6,7 +6,6 @@
 of a step. The trace opens in Perfetto. The last line is JSON.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -71,10 +70,10 @@ def main() -> None:
         for event in events[: config.top]
     ]
     print_table("Operations", ("", "per step", "ms per step", "share"), rows)
-    parts: Counter[str] = Counter()
+    parts = dict.fromkeys(PARTS, 0.0)
     for event in events:
         parts[part_of(event.key)] += own(event) / total
-    print_table("Parts of a step", ("", "share"), [(k, f"{v:.1%}") for k, v in parts.most_common()])
+    print_table("Parts of a step", ("", "share"), [(k, f"{v:.1%}") for k, v in parts.items()])
     samples = config.steps * config.micro_batch_size
     print_json({"samples_per_s": samples / seconds, "parts": parts})
 

@@ -90,22 +90,25 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_equal_to_hf(model: PeftModel, lengths: Lengths, multiple: int = 1) -> None:
+    """Loss to 1e-6, every gradient to 1e-5 relative. A gradient that is what is left of larger ones
+    rounds worse than that in HF itself: there ours may err as much as HF does against fp64."""
     assert why_not(model) is None
-    twin = copy.deepcopy(model)
-    engine = FastEngine(twin, torch.float32)
+    twin, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     theirs = PaddedEngine(model)(**collate_padded(examples(lengths), pad_id=0))
-    ours = engine(**packed(lengths, multiple))
+    ours = FastEngine(twin, torch.float32)(**packed(lengths, multiple))
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     theirs.backward()
     ours.backward()
-    mine, reference = gradients(twin), gradients(model)
+    PaddedEngine(exact)(**collate_padded(examples(lengths), pad_id=0)).backward()
+    mine, reference, truth = gradients(twin), gradients(model), gradients(exact)
     assert mine.keys() == reference.keys() and mine
-    # Next to the largest gradient: some are zero but for rounding (one key has one probability).
-    largest = max(float(g.abs().max()) for g in reference.values())
+    largest = max(float(g.norm()) for g in truth.values())
     for name, gradient in reference.items():
-        allowed = 1e-5 * max(float(gradient.abs().max()), 1e-2 * largest)
-        assert float((mine[name] - gradient).abs().max()) <= allowed, name
+        if float((mine[name] - gradient).norm()) > 1e-5 * float(gradient.norm()):
+            hf_error = float((gradient - truth[name]).norm())
+            error = float((mine[name] - truth[name]).norm())
+            assert error <= 3 * hf_error + 1e-7 * largest, name
 
 
 # --- exactness -----------------------------------------------------------------------------------
@@ -113,7 +116,7 @@ def assert_equal_to_hf(model: PeftModel, lengths: Lengths, multiple: int = 1) ->
 SHAPES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     lengths=SHAPES,
     r=st.sampled_from([1, 4, 16]),
@@ -316,7 +319,7 @@ def test_a_micro_step_of_t5_small_takes_at_most_1500_operations_and_no_sync() ->
     with Operations() as operations:
         engine(**batch).backward()
     assert not SYNCS & set(operations.names)
-    assert operations.names.total() <= 1500, operations.names.most_common(15)
+    assert operations.names.total() <= 1500, operations.names
 
 
 def test_the_frozen_base_is_stored_once_in_the_compute_dtype() -> None:
@@ -345,7 +348,8 @@ def test_hf_still_runs_on_the_engines_weights() -> None:
 
 
 def test_compiles_without_breaking_the_graph() -> None:
-    engine = FastEngine(adapted_t5(dropout=0.1, lora_dropout=0.1), torch.float32).eval()
+    model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=1)
+    engine = FastEngine(model, torch.float32).eval()
     batch = packed([(9, 7), (5, 3)])
     with torch.no_grad():
         expected = engine(**batch).item()

@@ -33,9 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "collation": set(),
     "data": {"collation", "corpus.pairs", "denoise", "errors", "tokens"},
     "corpus.new_base": {"config", "data", "errors", "model", "quiet"},
-    "model": {"errors"},
+    "model": {"errors", "quiet"},
     "fast_ops": set(),
-    "fast_t5": {"fast_ops"},
+    "fast_t5": {"fast_ops", "quiet"},
     # what uses both
     "recipe": {"data", "errors", "model", "numerics", "plan"},
     "model_card": {"recipe"},

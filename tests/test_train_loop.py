@@ -47,7 +47,7 @@ CANARY = "zebrafish Ωmega 4711 opacity"
 @pytest.mark.parametrize("n", [57, 50], ids=["last_step_of_9", "last_step_of_2"])
 @pytest.mark.parametrize(
     ("dtype", "rate", "tolerance"),
-    [(torch.float32, 3e-4, 1e-6), (torch.float64, 3e-3, 1e-12)],
+    [(torch.float32, 5e-5, 1e-6), (torch.float64, 3e-3, 1e-12)],
     ids=["fp32", "fp64"],
 )
 def test_accumulation_equals_one_big_batch(
@@ -62,6 +62,7 @@ def test_accumulation_equals_one_big_batch(
             grad_accum_steps=grad_accum_steps,
             learning_rate=rate,
             epochs=2,
+            engine="fast" if dtype == torch.float32 else "hf",
         )
         runs.append(run_loop(config, tiny.training_data(config, n), dtype=dtype))
     whole, *cut = runs
@@ -467,7 +468,7 @@ def test_a_warm_up_as_long_as_the_run_is_told(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], warmup_steps: int, told: bool
 ) -> None:
     config = tiny.recipe(tmp_path, micro_batch_size=32, warmup_steps=warmup_steps)
-    train_loop.tell_run(config, Accelerator(cpu=True), torch.nn.Linear(2, 2), 57)
+    train_loop.tell_run(config, Accelerator(cpu=True), torch.nn.Linear(2, 2), "fast", 57)
     assert ("warning: warmup_steps 2 of 2" in capsys.readouterr().out) == told
 
 
