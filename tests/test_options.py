@@ -1,0 +1,107 @@
+"""Settings that trade speed for memory: 8-bit AdamW, quantized bases, checkpointing, compile. Each
+really runs: the loss falls, and the adapter is saved and loads."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train_loop
+from errors import ConfigError
+from fast_t5 import FastEngine
+from model import LoraSettings, ModelConfig, load_adapter, load_base, save_model
+from numerics import apply_update, build_optimizer
+from tests.tiny import Recorder, Tiny, run_loop
+from train_loop import build_engine, build_model
+
+needs_bitsandbytes = pytest.mark.skipif(
+    not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes (extra bnb)"
+)
+
+
+def learns_and_saves(tiny: Tiny, folder: Path, **changes: Any) -> Recorder:
+    """Three epochs of the tiny recipe; its adapter is then read by a fresh, unquantized base."""
+    config = tiny.recipe(folder, epochs=3, **changes)
+    run = run_loop(config, tiny.training_data(config))
+    losses = run.column("loss")
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    save_model(run.model, folder / "adapter", write_extras=lambda _: None)
+    again = load_adapter(load_base(ModelConfig(path=str(tiny.base))), folder / "adapter")
+    saved = {n: p for n, p in run.model.named_parameters() if ".lora_" in n}
+    loaded = {n: p for n, p in again.named_parameters() if ".lora_" in n}
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    return run
+
+
+@needs_bitsandbytes
+def test_adamw_with_8_bit_states(tiny: Tiny, tmp_path: Path) -> None:
+    wide = LoraSettings(r=128, alpha=256.0, dropout=0.0)  # bitsandbytes leaves < 4,096 in fp32
+    run = learns_and_saves(tiny, tmp_path, optimizer="adamw8bit", lora=wide)
+    plain = run_loop(
+        tiny.recipe(tmp_path, epochs=3, lora=wide),
+        tiny.training_data(tiny.recipe(tmp_path, lora=wide)),
+    )
+    assert run.column("loss") == pytest.approx(plain.column("loss"), rel=0.05)
+    assert run.column("loss") != plain.column("loss")
+
+
+@needs_bitsandbytes
+def test_8_bit_adamw_skips_what_is_not_finite_and_follows_the_rate() -> None:
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    rate, scaler = torch.tensor(0.1), torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = build_optimizer("adamw8bit", [weight], rate, weight_decay=0.0)
+    weight.grad = torch.full_like(weight, float("nan"))
+    apply_update(optimizer, scaler, torch.tensor(False))
+    assert torch.equal(weight, torch.ones(64, 128))
+    weight.grad = torch.ones_like(weight)
+    apply_update(optimizer, scaler, torch.tensor(True))
+    assert weight.mean().item() == pytest.approx(0.9, abs=0.01)
+    rate.fill_(0.0)
+    before = weight.detach().clone()
+    apply_update(optimizer, scaler, torch.tensor(True))
+    assert torch.equal(weight, before)
+    assert {s.dtype for s in optimizer.state[weight].values() if torch.is_tensor(s)} >= {
+        torch.uint8
+    }
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_quantized_base(tiny: Tiny, tmp_path: Path, bits: str) -> None:
+    config = tiny.recipe(tmp_path, base_quantization=bits)
+    model = build_model(config, torch.device("cpu"))
+    stored = {p.dtype for n, p in model.named_parameters() if n.endswith("q.base_layer.weight")}
+    assert stored == {torch.int8 if bits == "8bit" else torch.uint8}
+    _, _, kind = build_engine(config, model, torch.device("cpu"))
+    assert kind.startswith("hf (one of its linear layers is a Linear")
+    learns_and_saves(tiny, tmp_path, base_quantization=bits)
+
+
+def test_gradient_checkpointing_changes_no_figure(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny.recipe(tmp_path, gradient_checkpointing=True, dropout=0.1)
+    engine, _, kind = build_engine(
+        config, build_model(config, torch.device("cpu")), torch.device("cpu")
+    )
+    assert kind == "hf (gradient checkpointing is on)" and not isinstance(engine, FastEngine)
+    run = learns_and_saves(tiny, tmp_path, gradient_checkpointing=True, dropout=0.1)
+    plain = tiny.recipe(tmp_path, epochs=3, engine="hf", dropout=0.1)
+    reference = run_loop(plain, tiny.training_data(plain))
+    assert run.column("loss") == pytest.approx(reference.column("loss"), rel=1e-5)
+
+
+def test_a_missing_bitsandbytes_is_told_first(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_loop, "find_spec", lambda name: None)
+    for wish in ({"optimizer": "adamw8bit"}, {"base_quantization": "4bit"}):
+        with pytest.raises(ConfigError, match="need bitsandbytes: pip install"):
+            train_loop.require_extras(tiny.recipe(tmp_path, **wish))
+    train_loop.require_extras(tiny.recipe(tmp_path))
+
+
+def test_a_quantized_base_cannot_be_tuned_whole(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs tuning = lora"):
+        tiny.recipe(tmp_path, base_quantization="8bit", tuning="full")
