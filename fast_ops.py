@@ -228,7 +228,7 @@ class _AddNorm(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         x = residual
-        if mask is not None:
+        if update is not None and mask is not None:
             x = torch.addcmul(residual, update, mask, value=scale)
         elif update is not None:
             x = residual + update

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 
 from config import parse
 from corpus.pairs import Split
 from data import DataConfig, ExtractDataset, build_dataset, read_pairs
-from model import LoraSettings, ModelConfig, attach_lora, load_base, load_tokenizer
+from model import LoraSettings, ModelConfig, T5Model, attach_lora, load_base, load_tokenizer
 from plan import padded_cost
 from quiet import quieten_libraries
 
@@ -73,7 +72,7 @@ def load_data(config: BenchConfig) -> ExtractDataset:
     return dataset
 
 
-def fresh_model(config: BenchConfig, attention: str = "sdpa") -> PeftModel:
+def fresh_model(config: BenchConfig, attention: str = "sdpa") -> T5Model:
     """The base with a fresh adapter, the same weights every time."""
     torch.manual_seed(config.seed)
     return attach_lora(load_base(config.model, attention=attention), config.lora)

@@ -38,9 +38,10 @@ class StepFlops:
         dense = linears(*[(d, ff)] * n_in, (ff, d))
         cross_query = linears((d, inner), (inner, d))
         layers = config.num_layers, config.num_decoder_layers
+        first = 3 * d * (inner + r)  # the embedding is frozen: its gradient is never formed
         return cls(
-            per_source=layers[0] * (attention + dense),
-            per_target=layers[1] * (attention + cross_query + dense),
+            per_source=layers[0] * (attention + dense) - first,
+            per_target=layers[1] * (attention + cross_query + dense) - first,
             per_memory=layers[1] * linears((d, inner), (d, inner)),
             per_label=2 * config.vocab_size * d,
             per_score=6 * inner,  # scores and mix: forward 2, backward 4

@@ -66,11 +66,11 @@ def imbalance(dataset: ExtractDataset, n_ranks: int, config: BenchConfig) -> tup
         seed=config.seed,
     )
     lengths = dataset.source_lengths + dataset.target_lengths
+    full = [s for s in steps if len(s.indices) == config.micro_batch_size * n_ranks] or steps
     found = []
-    for step in steps:
-        if len(step.indices) == config.micro_batch_size * n_ranks:
-            tokens = [int(lengths[rank].sum()) for rank in step.micro_batches[0]]
-            found.append(max(tokens) / (sum(tokens) / n_ranks) - 1)
+    for step in full:
+        tokens = [int(lengths[rank].sum()) for rank in step.micro_batches[0]]
+        found.append(max(tokens) / (sum(tokens) / n_ranks) - 1)
     return float(np.mean(found)), max(found)
 
 

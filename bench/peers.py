@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -135,7 +134,7 @@ def accelerate_loop(
 ) -> Round:
     """Rounds of the loop that accelerate's own examples show (no Trainer, fp32)."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    model: PeftModel = fresh_model(config)
+    model = fresh_model(config)
     collate = DataCollatorForSeq2Seq(tokenizer, model=model)
     model = accelerator.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)

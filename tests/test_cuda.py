@@ -1,5 +1,6 @@
 """What only a GPU can show. Complete, and skipped without one: nothing here has been run yet."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -8,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from collation import TOKEN_MULTIPLE, collate_padded
+from fast_t5 import FastEngine
+from model import PaddedEngine
 from numerics import SkipGuard, learning_rate
+from tests.test_fast_t5 import adapted_t5, examples, gradients, packed
 from tests.tiny import ROOT, Tiny, metrics
 
 cuda = [
@@ -81,3 +86,52 @@ def test_guard_judges_one_step_late_and_in_order() -> None:
 def test_schedule_stays_on_the_device() -> None:
     rate = learning_rate(torch.zeros((), device="cuda"), peak=1.0, n_warmup=0, n_total=10)
     assert rate.is_cuda and rate.item() == pytest.approx(1.0)
+
+
+# --- the fast engine -----------------------------------------------------------------------------
+
+LENGTHS = [(40, 20), (9, 7), (1, 1)]
+
+
+def on_gpu(multiple: int = TOKEN_MULTIPLE) -> dict[str, torch.Tensor]:
+    return {name: tensor.cuda() for name, tensor in packed(LENGTHS, multiple).items()}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_fast_engine_in_fp32_is_hf(gated: bool) -> None:
+    model = adapted_t5(gated=gated).cuda()
+    twin = copy.deepcopy(model)
+    padded = collate_padded(examples(LENGTHS), pad_id=0)
+    theirs = PaddedEngine(model)(**{name: tensor.cuda() for name, tensor in padded.items()})
+    ours = FastEngine(twin, torch.float32)(**on_gpu())
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    theirs.backward()
+    ours.backward()
+    reference = gradients(model)
+    for name, gradient in gradients(twin).items():
+        torch.testing.assert_close(gradient, reference[name], rtol=1e-3, atol=1e-4)
+
+
+def test_fast_engine_in_fp16_is_near_fp32() -> None:
+    losses = [
+        FastEngine(adapted_t5().cuda(), dtype)(**on_gpu()).item()
+        for dtype in (torch.float32, torch.float16)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_a_step_of_the_fast_engine_never_waits_for_the_device() -> None:
+    engine = FastEngine(adapted_t5(dropout=0.1, lora_dropout=0.1).cuda(), torch.float16).train()
+    batch = on_gpu()
+    engine(**batch).backward()  # position biases are made here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        engine(**batch).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_fast_engine_learns(tiny: Tiny, tmp_path: Path) -> None:
+    launch(1, gpu_flags(tiny, tmp_path, precision="auto", epochs=3, compile="true"))
+    losses = [step["loss"] for step in metrics(tmp_path, "step")]
+    assert losses[-1] < losses[0]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from collation import IGNORE_INDEX, Collate, Example, collate_padded, collator
+from collation import IGNORE_INDEX, Collate, Example, collate_packed, collate_padded, collator
 from corpus.pairs import BadRow, Pair, Split
 from data import (
     DataConfig,
@@ -96,6 +96,31 @@ def test_only_cuda_rounds_up() -> None:
     for device, n_tokens in (("cpu", 3), ("cuda", 128)):
         packed = collator(packed=True, start_id=0, pad_id=PAD, device=torch.device(device))
         assert len(packed([example(3, 3)])["source_ids"]) == n_tokens
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6),
+    multiple=st.sampled_from([1, 128]),
+)
+def test_packed_tokens_find_their_places_and_back(
+    lengths: list[tuple[int, int]], multiple: int
+) -> None:
+    examples = [example(source, target) for source, target in lengths]
+    batch = collate_packed(examples, start_id=0, pad_id=PAD, multiple=multiple)
+    sides = {"source": ("source_ids", 0), "target": ("labels", 1)}
+    for side, (name, part) in sides.items():
+        ids, rows, slots = batch[name], batch[f"{side}_rows"], batch[f"{side}_slots"]
+        n_tokens = sum(pair[part] for pair in lengths)
+        assert len(ids) == len(rows) and len(ids) % multiple == 0 and slots.shape[1] % 16 == 0
+        assert slots.view(-1)[rows[:n_tokens]].tolist() == list(range(n_tokens))
+        for b, row in enumerate(examples):
+            assert ids[slots[b, : len(row[part])]].tolist() == row[part].tolist()
+    assert batch["source_keys"].sum(1).tolist() == [source for source, _ in lengths]
+    labels, decoder = batch["labels"].tolist(), batch["decoder_ids"].tolist()
+    starts = np.cumsum([0] + [target for _, target in lengths]).tolist()
+    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        assert decoder[begin:end] == [0, *labels[begin : end - 1]]
+    assert set(labels[starts[-1] :]) <= {IGNORE_INDEX}
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 1), (16, 16)])

@@ -96,7 +96,8 @@ def test_a_missing_bitsandbytes_is_told_first(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_loop, "find_spec", lambda name: None)
-    for wish in ({"optimizer": "adamw8bit"}, {"base_quantization": "4bit"}):
+    wishes: list[dict[str, Any]] = [{"optimizer": "adamw8bit"}, {"base_quantization": "4bit"}]
+    for wish in wishes:
         with pytest.raises(ConfigError, match="need bitsandbytes: pip install"):
             train_loop.require_extras(tiny.recipe(tmp_path, **wish))
     train_loop.require_extras(tiny.recipe(tmp_path))

@@ -1,0 +1,92 @@
+"""The benchmarks run on the tiny base, count what they claim to count, and end with JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import T5Config
+
+from bench.common import evenly
+from bench.flops import StepFlops
+from bench.peers import InGivenOrder
+from fast_t5 import FastEngine
+from tests.test_fast_t5 import adapted_t5, packed
+from tests.tiny import Tiny, python
+
+
+def last_line(tiny: Tiny, name: str, *flags: str) -> dict[str, Any]:
+    common = (f"--data.path={tiny.data}", f"--model.path={tiny.base}", "--threads=1", "--steps=2")
+    small = (f"--data.cache_dir={tiny.cache}", "--rounds=1", "--micro_batch_size=8", "--lora.r=4")
+    done = python("-m", f"bench.{name}", *common, *small, *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_train_speed(tiny: Tiny) -> None:
+    found = last_line(tiny, "train_speed")
+    assert set(found["peers"]) == {
+        "trainer_fp32_random",
+        "trainer_bf16_grouped",
+        "no_trainer_loop",
+    }
+    assert set(found["ratio"]) == set(found["peers"])
+    ours = found["ours"]
+    assert ours["samples_per_s"] > 0 and 0 < ours["peak_share"] < 1
+    for name, speed in found["peers"].items():
+        assert found["ratio"][name] == pytest.approx(ours["samples_per_s"] / speed)
+
+
+def test_padding(tiny: Tiny) -> None:
+    found = last_line(tiny, "padding")
+    over = found["over_ideal"]
+    assert 1.0 <= over["ours"] <= over["ours_padded"] <= over["random"] <= over["fixed"]
+    assert set(found["rank_imbalance"]) == {"2", "4", "8"}
+
+
+def test_memory_of_one_row(tiny: Tiny) -> None:
+    found = last_line(tiny, "memory", "--rows=ours_fp32")["ours_fp32"]
+    assert found["peak"] >= found["libraries"] > 0
+
+
+def test_profile_accounts_for_the_whole_step(tiny: Tiny, tmp_path: Path) -> None:
+    found = last_line(tiny, "profile", f"--trace={tmp_path / 'trace.json'}")
+    assert sum(found["parts"].values()) == pytest.approx(1.0)
+    assert found["parts"]["matrix products"] > 0
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_scaling(tiny: Tiny) -> None:
+    found = last_line(tiny, "scaling", "--processes=false", "--largest_corpus=10000")
+    assert set(found["step_ms_per_sample"]) == {"batch", "source tokens", "target tokens"}
+    assert found["corpus"]["10000"]["plan_bytes_per_report"] > 0
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_flops_are_those_that_torch_counts(gated: bool) -> None:
+    """One example that fills its grid: nothing is padded, so engine and ideal are the same."""
+    model = adapted_t5(gated=gated)
+    engine, (source, target) = FastEngine(model, torch.float32), (32, 16)
+    in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, *rest, **__: 2 * a[0] * a[1] * a[2] * b[2]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        engine(**packed([(source, target)])).backward()
+    config: T5Config = model.config
+    layers = config.num_layers, config.num_decoder_layers
+    counted = StepFlops.of(config, 4).step(np.array([source]), np.array([target]), n_layers=layers)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
+
+
+def test_an_even_sample_stands_for_all(tiny: Tiny, tmp_path: Path) -> None:
+    dataset = tiny.training_data(tiny.recipe(tmp_path))
+    everything = [np.arange(i, i + 3) for i in range(0, 57, 3)]
+    assert {b[0] for b in evenly(everything, dataset, 19)} == {b[0] for b in everything}
+    chosen = evenly(everything, dataset, 5)
+    costs = [int(dataset.source_lengths[b].max()) for b in chosen]
+    assert len({int(b[0]) for b in chosen}) == 5 and costs[0] < costs[-1]
+
+
+def test_the_trainer_of_the_benchmark_takes_the_batches_it_is_given() -> None:
+    assert "_get_train_sampler" in vars(InGivenOrder)
