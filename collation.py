@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 IGNORE_INDEX = -100  # what torch's cross_entropy ignores by default
 GRID_MULTIPLE = 16  # places: whole vectors on a CPU, aligned fused attention on CUDA
-TOKEN_MULTIPLE = 128  # packed tokens on CUDA: few distinct shapes
+# Packed tokens round up to these: few distinct shapes. oneDNN prepares every new shape of a product
+# for half a millisecond; CUDA graphs and compiled code want fewer still.
+TOKEN_MULTIPLE = {"cpu": 16, "cuda": 128}
 
 Batch = dict[str, torch.Tensor]
 Example = tuple[NDArray[np.int32], NDArray[np.int32]]  # source ids (S,), label ids (T,)
@@ -23,7 +25,7 @@ def collator(*, packed: bool, start_id: int, pad_id: int, device: torch.device) 
     """Packed tokens for the fast engine, dynamic padding for the other; sizes round up on CUDA."""
     cuda = device.type == "cuda"
     if packed:
-        multiple = TOKEN_MULTIPLE if cuda else 1
+        multiple = TOKEN_MULTIPLE["cuda" if cuda else "cpu"]
         return partial(collate_packed, start_id=start_id, pad_id=pad_id, multiple=multiple)
     return partial(collate_padded, pad_id=pad_id, multiple=GRID_MULTIPLE if cuda else 1)
 
@@ -67,18 +69,18 @@ def collate_packed(
     sources, labels = [source for source, _ in examples], [target for _, target in examples]
     start = np.array([start_id], dtype=np.int32)
     shifted = [np.concatenate([start, row[:-1]]) for row in labels]
-    source_rows, source_slots = _places(sources)
-    target_rows, target_slots = _places(labels)
+    source_rows, source_slots = _places(sources, multiple)
+    target_rows, target_slots = _places(labels, multiple)
     lengths = np.array([len(row) for row in sources])
     keys = np.arange(source_slots.shape[1]) < lengths[:, None]
     packed = {
         "source_ids": _packed(sources, pad_id, multiple),
-        "source_rows": _packed([source_rows], 0, multiple),
+        "source_rows": source_rows,
         "source_slots": source_slots,
         "source_keys": keys,
         "decoder_ids": _packed(shifted, pad_id, multiple),
         "labels": _packed(labels, IGNORE_INDEX, multiple),
-        "target_rows": _packed([target_rows], 0, multiple),
+        "target_rows": target_rows,
         "target_slots": target_slots,
     }
     return {name: torch.from_numpy(array) for name, array in packed.items()}
@@ -89,11 +91,18 @@ def _packed(rows: Sequence[NDArray], value: int, multiple: int) -> NDArray[np.in
     return np.pad(joined, (0, -len(joined) % multiple), constant_values=value)
 
 
-def _places(rows: Sequence[NDArray]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(place of each token, token of each place) for a grid of GRID_MULTIPLE columns or more."""
+def _places(rows: Sequence[NDArray], multiple: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(place of each token, token of each place) for a grid of GRID_MULTIPLE columns or more.
+
+    Tokens that round the number up all stand in one place of padding.
+    """
     lengths = np.array([len(row) for row in rows])
+    n_extra = -int(lengths.sum()) % multiple
     width = -(-int(lengths.max()) // GRID_MULTIPLE) * GRID_MULTIPLE
+    if n_extra and width * len(rows) == lengths.sum():
+        width += GRID_MULTIPLE
     taken = np.arange(width) < lengths[:, None]
     slots = np.zeros(taken.shape, dtype=np.int64)
     slots[taken] = np.arange(lengths.sum())
-    return np.flatnonzero(taken), slots
+    spare = np.flatnonzero(~taken)[:1].repeat(n_extra)
+    return np.concatenate([np.flatnonzero(taken), spare]), slots

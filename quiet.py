@@ -5,6 +5,10 @@ import logging
 import os
 import warnings
 
+# oneDNN keeps so many prepared products (1,024 by default, fewer than an epoch has shapes). It
+# reads this once, at the first product.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
+
 # PEFT imports bitsandbytes, which warns at once of an optional kernel that it did not download: so
 # this module is imported before PEFT.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

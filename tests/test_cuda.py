@@ -93,7 +93,7 @@ def test_schedule_stays_on_the_device() -> None:
 LENGTHS = [(40, 20), (9, 7), (1, 1)]
 
 
-def on_gpu(multiple: int = TOKEN_MULTIPLE) -> dict[str, torch.Tensor]:
+def on_gpu(multiple: int = TOKEN_MULTIPLE["cuda"]) -> dict[str, torch.Tensor]:
     return {name: tensor.cuda() for name, tensor in packed(LENGTHS, multiple).items()}
 
 

@@ -93,14 +93,14 @@ def test_only_cuda_rounds_up() -> None:
     for device, width in (("cpu", 3), ("cuda", 16)):
         batch = padded(device)([example(3, 3)])
         assert [tensor.shape[1] for tensor in batch.values()] == [width] * 3
-    for device, n_tokens in (("cpu", 3), ("cuda", 128)):
+    for device, n_tokens in (("cpu", 16), ("cuda", 128)):
         packed = collator(packed=True, start_id=0, pad_id=PAD, device=torch.device(device))
         assert len(packed([example(3, 3)])["source_ids"]) == n_tokens
 
 
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6),
-    multiple=st.sampled_from([1, 128]),
+    multiple=st.sampled_from([1, 16, 128]),
 )
 def test_packed_tokens_find_their_places_and_back(
     lengths: list[tuple[int, int]], multiple: int
@@ -113,6 +113,7 @@ def test_packed_tokens_find_their_places_and_back(
         n_tokens = sum(pair[part] for pair in lengths)
         assert len(ids) == len(rows) and len(ids) % multiple == 0 and slots.shape[1] % 16 == 0
         assert slots.view(-1)[rows[:n_tokens]].tolist() == list(range(n_tokens))
+        assert not set(rows[n_tokens:].tolist()) & set(rows[:n_tokens].tolist())
         for b, row in enumerate(examples):
             assert ids[slots[b, : len(row[part])]].tolist() == row[part].tolist()
     assert batch["source_keys"].sum(1).tolist() == [source for source, _ in lengths]

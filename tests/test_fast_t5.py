@@ -90,8 +90,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_equal_to_hf(model: PeftModel, lengths: Lengths, multiple: int = 1) -> None:
-    """Loss to 1e-6, every gradient to 1e-5 relative. A gradient that is what is left of larger ones
-    rounds worse than that in HF itself: there ours may err as much as HF does against fp64."""
+    """Loss to 1e-6, every gradient to 1e-5 relative. One that is what is left of larger terms (a
+    dot product near 0) rounds worse, in HF too: it may err, against fp64, as HF does, or by 1e-6 of
+    the largest gradient."""
     assert why_not(model) is None
     twin, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     theirs = PaddedEngine(model)(**collate_padded(examples(lengths), pad_id=0))
@@ -108,7 +109,7 @@ def assert_equal_to_hf(model: PeftModel, lengths: Lengths, multiple: int = 1) ->
         if float((mine[name] - gradient).norm()) > 1e-5 * float(gradient.norm()):
             hf_error = float((gradient - truth[name]).norm())
             error = float((mine[name] - truth[name]).norm())
-            assert error <= 3 * hf_error + 1e-7 * largest, name
+            assert error <= 3 * hf_error + 1e-6 * largest, name
 
 
 # --- exactness -----------------------------------------------------------------------------------
@@ -128,6 +129,12 @@ def test_loss_and_gradients_are_those_of_hf(
     lengths: Lengths, r: int, gated: bool, rslora: bool, targets: Any
 ) -> None:
     assert_equal_to_hf(adapted_t5(r=r, gated=gated, rslora=rslora, targets=targets), lengths)
+
+
+@pytest.mark.parametrize("multiple", [16, 128])
+@pytest.mark.parametrize("lengths", [[(9, 15), (30, 4), (1, 1)], [(16, 16)] * 3], ids=["", "full"])
+def test_tokens_that_round_up_change_nothing(lengths: Lengths, multiple: int) -> None:
+    assert_equal_to_hf(adapted_t5(), lengths, multiple)
 
 
 @pytest.mark.parametrize("gated", [False, True])
