@@ -161,7 +161,7 @@ class _GroupedLinear(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             through_a = torch.bmm(grad_hidden, a)  # (M, N, D)
-            grad_x = torch.addmm(_masked_sum(through_a, mask), g, weight)
+            grad_x = _masked_sum(through_a, mask).addmm_(g, weight)
         return grad_x, None, grad_a, grad_b, None, None
 
 

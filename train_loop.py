@@ -23,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from allocator import keep_freed_memory
 from collation import Collate, collator
 from config import parse, save
 from data import PlannedDataset, batches, build_dataset, read_pairs, tell_skipped
@@ -254,6 +255,8 @@ def main(argv: list[str] | None = None) -> None:
     # AMP, accumulation and schedule are the loop's; "no" also keeps a launcher's own precision out.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no", kwargs_handlers=[ddp])
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     # cuDNN attention of torch 2.13 can give NaN gradients with a mask (pytorch#196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)

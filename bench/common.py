@@ -3,7 +3,6 @@
 import json
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from allocator import keep_freed_memory
 from config import parse
 from corpus.pairs import Split
 from data import DataConfig, ExtractDataset, build_dataset, read_pairs
@@ -20,14 +20,6 @@ from plan import padded_cost
 from quiet import quieten_libraries
 
 IntArray = NDArray[np.int64]
-
-# glibc hands large blocks back to the system after every use, and every step then pays for fresh
-# pages. Every side of every benchmark runs under these (the README tells users to, too).
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "536870912",
-}
 
 
 @dataclass(frozen=True)
@@ -53,12 +45,11 @@ Config = TypeVar("Config", bound=BenchConfig)
 
 
 def start(kind: type[Config], description: str) -> Config:
-    """Parse the command line, set threads and allocator (by starting this process again)."""
+    """Parse the command line, set threads and allocator, for every side the same."""
     quieten_libraries()
     config = parse(kind, None, description=description)
-    if sys.platform == "linux" and any(name not in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)
-        os.execv(sys.executable, sys.orig_argv)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     return config
 

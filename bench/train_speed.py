@@ -18,7 +18,6 @@ from accelerate import Accelerator
 
 from bench import peers
 from bench.common import (
-    ALLOCATOR,
     BenchConfig,
     IntArray,
     evenly,
@@ -171,7 +170,7 @@ def main() -> None:
     where = f"{torch.get_num_threads()} threads" if not torch.cuda.is_available() else "CUDA"
     title = (
         f"Training speed: {where}, ours in {facts['precision']}, {config.rounds} rounds of "
-        f"{config.steps} steps of {config.micro_batch_size}, {', '.join(ALLOCATOR)} set for all"
+        f"{config.steps} steps of {config.micro_batch_size}, freed memory kept for all"
     )
     columns = ("", "samples/s", "min to max", "tokens/s", "useful GFLOP/s", "ours is times faster")
     print_table(title, columns, rows)

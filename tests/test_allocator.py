@@ -1,0 +1,32 @@
+"""What a step frees is used again by the next one: no fresh pages."""
+
+import sys
+
+import pytest
+
+from tests.tiny import python
+
+CODE = """
+import resource, torch
+from allocator import keep_freed_memory
+torch.set_num_threads(1)
+kept = keep_freed_memory() if {keep} else True
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(1 << 22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_freed_memory_is_kept() -> None:
+    found = {}
+    for keep in (True, False):
+        done = python("-c", CODE.format(keep=keep))
+        kept, faults = done.stdout.split()
+        assert kept == "True", done.stderr
+        found[keep] = int(faults)
+    assert found[True] < 100 < 1000 < found[False]  # 16 MiB is 4,096 pages, eight times
