@@ -21,4 +21,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    return all([mallopt(parameter, value) == 1 for parameter, value in SETTINGS.items()])
+    taken = [mallopt(parameter, value) for parameter, value in SETTINGS.items()]
+    return all(taken)

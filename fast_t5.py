@@ -1,7 +1,7 @@
 """engine = "fast": T5 + LoRA on packed tokens, on the parameters of a Hugging Face + PEFT model.
 
-PEFT owns the parameters and the adapter's format; this file owns the arithmetic (pieces:
-fast_ops.py). No linear sees a padding token, linears that share an input are one matrix product,
+PEFT owns the parameters and the adapter's format; this file owns the arithmetic (its pieces:
+fast_ops.py, fast_attention.py). No linear sees a padding token, linears that share an input are one matrix product,
 masks and position biases are built once per stack and step, and the vocabulary is only projected on
 at label tokens. `model.PaddedEngine` is the reference: equal loss and gradients in fp32.
 
@@ -25,15 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import T5ForConditionalGeneration
 
-from fast_ops import (
-    Dropout,
-    Grid,
-    Norm,
-    add_norm,
-    attention,
-    grouped_linear,
-    summed_cross_entropy,
-)
+from fast_attention import Grid, attention
+from fast_ops import Dropout, Norm, add_norm, grouped_linear, summed_cross_entropy
 
 
 def why_not(model: nn.Module) -> str | None:

@@ -29,4 +29,4 @@ def test_freed_memory_is_kept() -> None:
         kept, faults = done.stdout.split()
         assert kept == "True", done.stderr
         found[keep] = int(faults)
-    assert found[True] < 100 < 1000 < found[False]  # 16 MiB is 4,096 pages, eight times
+    assert found[True] <= 5000 < 30_000 < found[False]  # 16 MiB is 4,096 pages, eight times

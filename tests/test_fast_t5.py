@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
 
+import fast_attention
 import fast_ops
 from collation import Example, collate_packed, collate_padded
 from fast_ops import Dropout
@@ -154,7 +155,7 @@ def test_cross_entropy_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_path_for_cuda_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def fused(q: Any, kv: Any, queries: Any, keys: Any, bias: Any, drop: Any) -> Tensor:
-        return fast_ops._sdpa(q, kv, queries, keys, bias, 0.0)
+        return fast_attention._sdpa(q, kv, queries, keys, bias, 0.0)
 
     monkeypatch.setattr("fast_t5.attention", fused)
     assert_equal_to_hf(adapted_t5(), [(9, 15), (30, 4), (1, 1)], multiple=128)

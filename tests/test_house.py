@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "corpus.new_base": {"config", "data", "errors", "model", "quiet"},
     "model": {"errors", "quiet"},
     "fast_ops": set(),
-    "fast_t5": {"fast_ops", "quiet"},
+    "fast_attention": {"fast_ops"},
+    "fast_t5": {"fast_attention", "fast_ops", "quiet"},
     # what uses both
     "recipe": {"data", "errors", "model", "numerics", "plan"},
     "model_card": {"recipe"},
