@@ -11,7 +11,7 @@ import sys
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 SETTINGS = {
     M_MMAP_MAX: 0,  # large blocks from the heap, too
-    M_TRIM_THRESHOLD: 2**31 - 1,  # bytes free at the heap's end before it shrinks
+    M_TRIM_THRESHOLD: -1,  # the heap never shrinks
     M_TOP_PAD: 2**29,  # bytes by which it grows
 }
 

@@ -1,11 +1,12 @@
 """engine = "fast": T5 + LoRA on packed tokens, on the parameters of a Hugging Face + PEFT model.
 
 PEFT owns the parameters and the adapter's format; this file owns the arithmetic (its pieces:
-fast_ops.py, fast_attention.py). No linear sees a padding token, linears that share an input are one matrix product,
-masks and position biases are built once per stack and step, and the vocabulary is only projected on
-at label tokens. `model.PaddedEngine` is the reference: equal loss and gradients in fp32.
+fast_ops.py, fast_attention.py). No linear sees a padding token, linears that share an input are one
+matrix product, masks and position biases are built once per stack and step, and the vocabulary is
+only projected on at label tokens. `model.PaddedEngine` is the reference: equal loss and gradients
+in fp32.
 
-Nothing here waits for the device: every index comes with the batch (data.collate_packed).
+Nothing here waits for the device: every index comes with the batch (collation.collate_packed).
 
 B examples; S source and T target places of the padded grids; N source and M target tokens, packed;
 D model width, H heads, K head width, V vocabulary, R LoRA rank.
@@ -115,7 +116,7 @@ class FastEngine(nn.Module):
         target_slots: Tensor,
     ) -> Tensor:
         """(N,) (N,) (B, S) (B, S) bool, (M,) (M,) (M,) (B, T) -> cross-entropy summed over the
-        label tokens, fp32 scalar. `data.collate_packed` makes these."""
+        label tokens, fp32 scalar. `collation.collate_packed` makes these."""
         with torch.autocast(source_ids.device.type, enabled=False):
             step = self._step(source_ids.device)
             heads = self.config.num_heads
@@ -277,7 +278,8 @@ class Block:
             self.cross_q, self.cross_o = group([other.q]), group([other.o])
             self.cross_kv = group([other.k, other.v])
         dense = block.layer[-1].DenseReluDense
-        self.activation = dense.act
+        is_relu = isinstance(dense.act, nn.ReLU)
+        self.activation = torch.relu_ if is_relu else dense.act  # in place where that is possible
         self.gated = hasattr(dense, "wi_0")
         self.wi = group([dense.wi_0, dense.wi_1] if self.gated else [dense.wi])
         self.wo = group([dense.wo])

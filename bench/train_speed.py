@@ -135,7 +135,7 @@ def measure(config: SpeedConfig) -> tuple[dict[str, list[float]], dict[str, Any]
     n = config.steps * config.micro_batch_size
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for run in sides.values():
-        run(2)  # warm-up: pages, caches, lazy imports
+        run(config.steps)  # warm-up, on the very batches: pages, prepared products, lazy imports
     for _ in range(config.rounds):
         for name, run in sides.items():
             speeds[name].append(n / run(config.steps))

@@ -14,7 +14,7 @@ kept = keep_freed_memory() if {keep} else True
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):
-        torch.ones(1 << 22)
+        torch.ones(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(kept, faults())
@@ -29,4 +29,4 @@ def test_freed_memory_is_kept() -> None:
         kept, faults = done.stdout.split()
         assert kept == "True", done.stderr
         found[keep] = int(faults)
-    assert found[True] <= 5000 < 30_000 < found[False]  # 16 MiB is 4,096 pages, eight times
+    assert found[True] < 20_000 < 100_000 < found[False]  # 64 MiB is 16,384 pages, eight times
