@@ -47,11 +47,12 @@ def step_ms(config: ScalingConfig) -> dict[str, dict[int, float]]:
     """Milliseconds per sample of a forward and backward, one size at a time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = TrainConfig(model=config.model, lora=config.lora)
-    engine, collate, _ = build_engine(recipe, build_model(recipe, device), device)
+    model = build_model(recipe, device)
+    engine, collate, _ = build_engine(recipe, model, device)
     draw = np.random.default_rng(config.seed)
 
     def ids(n: int) -> np.ndarray:
-        return draw.integers(3, 1000, n).astype(np.int32)
+        return draw.integers(3, model.config.vocab_size, n).astype(np.int32)
 
     def measure(n: int, source: int, target: int) -> float:
         examples: list[Example] = [(ids(source), ids(target)) for _ in range(n)]
