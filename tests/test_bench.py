@@ -70,7 +70,10 @@ def test_flops_are_those_that_torch_counts(gated: bool) -> None:
     """One example that fills its grid: nothing is padded, so engine and ideal are the same."""
     model = adapted_t5(gated=gated)
     engine, (source, target) = FastEngine(model, torch.float32), (32, 16)
-    in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, *rest, **__: 2 * a[0] * a[1] * a[2] * b[2]}
+    in_place = {
+        torch.ops.aten.baddbmm_: lambda _, a, b, *rest, **__: 2 * a[0] * a[1] * a[2] * b[2],
+        torch.ops.aten.addmm_: lambda _, a, b, *rest, **__: 2 * a[0] * a[1] * b[1],
+    }
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         engine(**packed([(source, target)])).backward()
     config: T5Config = model.config

@@ -235,7 +235,9 @@ def test_precisions_learn_alike(
     monkeypatch.setattr(train_loop, "apply_update", spy)
     losses = {}
     for precision in ("fp32", "bf16", "fp16"):
-        config = tiny.recipe(tmp_path, precision=precision, epochs=2, learning_rate=1e-2)
+        config = tiny.recipe(  # the fast engine's precision: test_fast_t5.py
+            tmp_path, engine="hf", precision=precision, epochs=2, learning_rate=1e-2
+        )
         products: set[torch.dtype] = set()
         scaled.clear()
         with watching_products(products):
