@@ -13,6 +13,7 @@ cut into groups, and each group is sorted by target length. Both sides of a batc
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,12 +63,13 @@ def plan_epoch(
     order = np.random.default_rng([seed, epoch])
     steps = _bucket(source_lengths, target_lengths, global_batch_size, order)
     steps = _longest_first(steps, source_lengths, target_lengths, order)
+    tokens = source_lengths + target_lengths
     return [
         Step(
             indices=step,
-            micro_batches=_split(step, grad_accum_steps, n_ranks),
+            micro_batches=_split(step, tokens, grad_accum_steps, n_ranks),
             n_label_tokens=int(target_lengths[step].sum()),
-            n_tokens=int(target_lengths[step].sum() + source_lengths[step].sum()),
+            n_tokens=int(tokens[step].sum()),
         )
         for step in steps
     ]
@@ -109,23 +111,36 @@ def padded_cost(source: IntArray, target: IntArray) -> float:
     return len(source) * (float(source.max()) + DECODER_COST * float(target.max()))
 
 
-def _split(step: IntArray, n_micro: int, n_ranks: int) -> tuple[tuple[IntArray, ...], ...]:
-    """Cut one step into micro-batches by length, and each micro-batch over the ranks in snake
-    order.
+def _split(
+    step: IntArray, tokens: IntArray, n_micro: int, n_ranks: int
+) -> tuple[tuple[IntArray, ...], ...]:
+    """Cut one step into micro-batches by length, and each micro-batch over the ranks.
 
     A short last step may leave a rank without examples (an empty shard: the collator makes it a
     batch of no label), never a rank without its turn. Micro-batches that are empty everywhere are
     left out.
     """
     micro_batches = [part for part in np.array_split(step, n_micro) if len(part)]
-    return tuple(tuple(_snake(part, n_ranks)) for part in micro_batches)
+    return tuple(tuple(_deal(part, tokens[part], n_ranks)) for part in micro_batches)
 
 
-def _snake(indices: IntArray, n_ranks: int) -> list[IntArray]:
-    """Deal long-to-short examples 0 1 2 2 1 0 0 1 2 ...: equal counts (+-1), nearly equal
-    tokens."""
-    turn = np.arange(len(indices)) % (2 * n_ranks)
-    owner = np.minimum(turn, 2 * n_ranks - 1 - turn)
+def _deal(indices: IntArray, tokens: IntArray, n_ranks: int) -> list[IntArray]:
+    """Equal counts (+-1), nearly equal tokens: each example, longest first, goes to the rank with
+    fewest tokens that has room (Graham 1969). Which rank begins changes from step to step."""
+    if n_ranks == 1:
+        return [indices]
+    least, n_larger = divmod(len(indices), n_ranks)
+    owner = np.zeros(len(indices), dtype=np.int64)
+    first = int(indices[0])
+    waiting = [(0, turn, (first + turn) % n_ranks, 0) for turn in range(n_ranks)]
+    for position in np.argsort(-tokens, kind="stable").tolist():
+        load, turn, rank, count = heappop(waiting)
+        while count == least and not n_larger:
+            load, turn, rank, count = heappop(waiting)  # the one before is full
+        n_larger -= count == least
+        owner[position] = rank
+        if count < least:
+            heappush(waiting, (load + int(tokens[position]), turn, rank, count + 1))
     return [indices[owner == rank] for rank in range(n_ranks)]
 
 
