@@ -121,7 +121,8 @@ def test_a_full_step_gives_every_rank_its_micro_batch_size() -> None:
 def test_a_rank_without_examples_keeps_its_turn() -> None:
     lengths = np.array([3, 2, 4])
     (step,) = plan_epoch(lengths, lengths, global_batch_size=16, n_ranks=8, grad_accum_steps=4)
-    assert [[len(shard) for shard in m] for m in step.micro_batches] == [[1] + [0] * 7] * 3
+    counts = [sorted(len(shard) for shard in m) for m in step.micro_batches]
+    assert counts == [[0] * 7 + [1]] * 3  # which rank has the example changes
 
 
 @FAST
