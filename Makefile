@@ -14,7 +14,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[bnb,dev,trackers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[bnb,ct2,dev,trackers]"
 	touch $@
 
 install: .venv/installed
