@@ -65,7 +65,7 @@ def swap_sums(differences: Floats, *, n_resamples: int = RESAMPLES, seed: int = 
     n = len(differences)
     values, draw = exact(differences), np.random.default_rng([seed, 2])
     sums = np.empty((n_resamples, differences.shape[1]))
-    row_bytes = -(-n // 8)
+    row_bytes = -(-n // 64) * 8  # whole words of the generator: no bit depends on the chunk size
     for chunk in _chunks(n_resamples, n):
         rows = chunk.stop - chunk.start
         random = np.frombuffer(draw.bytes(rows * row_bytes), np.uint8).reshape(rows, row_bytes)
