@@ -27,6 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "scoring.baselines": {"scoring.splitter"},
     "scoring.rouge_bleu": {"scoring.splitter"},
     "config": {"errors"},
+    "pages": {"errors"},
+    "plots": {"pages"},
+    "word_diff": {"pages"},
+    "evaluation_plots": {"pages", "plots"},
+    "evaluation_page": {"evaluation_plots", "pages", "word_diff"},
     "numerics": {"errors"},
     "tracking": {"errors", "published"},
     "scoring.describe": {"scoring.duplicates"},
@@ -66,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     },
 }
 NEVER_IMPORTED = {"train_loop", "bench", "tests"}
-TORCH_FREE = {"plan", "denoise", "config", "errors", "published"} | {
+TORCH_FREE = {"plan", "denoise", "config", "errors", "published", "evaluation_page"} | {
     name
     for name in ALLOWED
     if name.startswith(("corpus.", "scoring.")) and name != "corpus.new_base"
