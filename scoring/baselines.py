@@ -44,6 +44,22 @@ def outputs(
     return {**made, "extractive_oracle": extractive_oracle(prompts, references)}
 
 
+def explained(train: Sequence[tuple[str, str]] | None) -> dict[str, str]:
+    """What stands behind each baseline's name, in a few words for the reader of a table."""
+    told = {
+        "copy": "the findings, unchanged",
+        "extractive_oracle": "the findings' sentences that fit the reference best (it is given)",
+    }
+    if train:
+        k = lead_length(impression for _, impression in train)
+        told |= {
+            "lead": f"the findings' first {k} words, the median length of training impressions",
+            "most_frequent": "the commonest training impression, for every report",
+            "nearest_neighbour": "the impression of the training report nearest by TF-IDF",
+        }
+    return {name: told[name] for name in BASELINES if name in told}
+
+
 def copy(prompts: Iterable[str]) -> list[str]:
     """The findings themselves, unchanged."""
     return list(prompts)

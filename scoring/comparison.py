@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import ConfigError, DataError
-from scoring.baselines import BASELINES
+from scoring.baselines import BASELINES, explained
 from scoring.describe import Strata, by_group, by_length, by_training, describe
 from scoring.guard_rails import Limits, guard_rails
 from scoring.records import Records
@@ -88,6 +88,7 @@ def compare(
     figures: Figures = {"n": len(inputs.ids)}
     figures |= {name: found[name].figures() for name in (THAN, BETTER) if name in found}
     figures["baselines"] = {n: found[n].figures() if n in found else None for n in BASELINES}
+    figures["baselines_explained"] = explained(inputs.train)
     how = {"n_resamples": n_resamples, "seed": seed}
     figures["intervals"] = intervals(found, **how)
     figures["bleu_parts"] = {system: _bleu_parts(one) for system, one in found.items()}

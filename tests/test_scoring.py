@@ -330,6 +330,15 @@ def test_baselines_that_could_be_made():
     assert set(baselines.outputs(["a b"], ["a"], None)) == {"copy", "extractive_oracle"}
 
 
+@pytest.mark.parametrize("train", [TRAIN, None])
+def test_baselines_are_explained(train):
+    told = baselines.explained(train)
+    assert list(told) == [
+        n for n in baselines.BASELINES if n in baselines.outputs(["a"], ["a"], train)
+    ]
+    assert train is None or "first 1 words" in told["lead"]
+
+
 # Items and sentences
 
 
