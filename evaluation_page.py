@@ -138,12 +138,12 @@ def _scores(figures: Figures, published: Figures) -> Section:
 def _tests(tests: Figures) -> list[Block]:
     rows = [
         [
-            METRICS.get(name, name),
-            with_interval(test.get("difference"), test.get("interval")),
-            *(P(test.get(key)) for key in ("p", "p_holm")),
-            *(test.get(key) for key in ("wins", "ties", "losses", "n_for_1_point")),
+            METRICS[name],
+            with_interval(tests[name].get("difference"), tests[name].get("interval")),
+            *(P(tests[name].get(key)) for key in ("p", "p_holm")),
+            *(tests[name].get(key) for key in ("wins", "ties", "losses", "n_for_1_point")),
         ]
-        for name, test in tests.items()
+        for name in known_metrics(tests)
     ]
     head = [
         "Metric",
@@ -181,8 +181,8 @@ def _guard_rails(rails: Sequence[Figures]) -> Section | None:
     items = [
         Finding(
             "warning",
-            f"{readable(x['name'])}, {readable(x['system'])}: {pages.number(float(x['value']), 2)}",
-            remedy=x["message"],
+            f"{readable(x['name'])}, {readable(x['system'])}: {pages.number(x['value'], 2)}",
+            x["message"],
         )
         for x in rails
     ]
@@ -227,6 +227,7 @@ def _configuration(figures: Figures, settings: Mapping[str, str]) -> Section:
     parts = {
         "How the outputs were made": figures.get("decoding"),
         "How they were scored": figures.get("signature"),
+        "How the intervals were made": figures.get("resampling"),
         "Which reports": figures.get("sample"),
         "Settings of this evaluation": settings,
         "Provenance": figures.get("provenance"),

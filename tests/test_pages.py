@@ -419,7 +419,8 @@ def test_the_page_shows_itself_quietly(
 SMALLEST_PICTURE = (
     "Math.min(...[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width))"
 )
-# Texts whose contrast with the ground behind them is below 4.5 to 1 (WCAG AA), pictures included.
+# Texts whose contrast with the ground behind them is below 4.5 to 1, and lines and markers below
+# 3 to 1 (WCAG AA).
 DULL = """(() => {
   const channels = c => c.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
@@ -432,15 +433,21 @@ DULL = """(() => {
     }
     throw new Error('no ground');
   };
+  const contrast = (ink, e) => {
+    const [a, b] = [light(channels(ink)), light(ground(e))].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  };
   const found = new Set(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let n = walk.nextNode(); n; n = walk.nextNode()) {
     const e = n.parentElement, style = getComputedStyle(e);
     if (!n.data.trim() || !e.getClientRects().length) continue;
-    const ink = channels(e.closest('svg') ? style.fill : style.color);
-    const [a, b] = [light(ink), light(ground(e))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) found.add(e.className + ': ' + n.data.trim().slice(0, 30));
+    const ink = e.closest('svg') ? style.fill : style.color;
+    if (contrast(ink, e) < 4.5) found.add(e.className + ': ' + n.data.trim().slice(0, 30));
   }
-  return [...found];
+  const painted = [...document.querySelectorAll('svg [style*="stroke: var"]')];
+  for (const e of painted.filter(e => !e.getAttribute('style').includes('--line')))
+    if (contrast(getComputedStyle(e).stroke, e) < 3) found.add(e.getAttribute('style'));
+  return painted.length ? [...found] : ['no pictures'];
 })()"""
 
 
