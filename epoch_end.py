@@ -4,7 +4,7 @@ The validation batches are the same at any number of ranks, and their sums are a
 in float64: the loss is the same figure on 1 process and on 8.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from collation import Collate
 from config import save
 from data import ExtractDataset, PlannedDataset, batches
+from durable import Json, flush_tree
 from eval import generation_scores
 from model import T5Model, evaluating, save_model
 from model_card import write_model_card
@@ -63,6 +64,7 @@ class BestSoFar:
     figure: float = float("inf")
     epoch: int = 0  # counted from 1; 0 = none yet
     n_worse: int = 0
+    step: int | None = None  # of the best epoch's last update
 
     def improved(self, epoch: int, figure: float) -> bool:
         """Take an epoch's figure; true if it is the best yet (a NaN never is)."""
@@ -71,6 +73,13 @@ class BestSoFar:
             return True
         self.n_worse += 1
         return False
+
+    def state(self) -> Json:
+        return {**asdict(self), "figure": self.figure.hex()}  # JSON has no infinity
+
+    def restore(self, state: Json) -> None:
+        self.figure = float.fromhex(state["figure"])
+        self.epoch, self.n_worse, self.step = state["epoch"], state["n_worse"], state["step"]
 
     @property
     def exhausted(self) -> bool:
@@ -95,13 +104,20 @@ class EpochEnd:
         figures = {"validation_loss": self._loss(engine), **self._generation_scores()}
         by_loss = self.config.best_by == "loss"
         figure = figures["validation_loss"] if by_loss else -figures["rougeL"]
-        if self.best.improved(epoch + 1, figure) and self.accelerator.is_main_process:
-            write_extras = partial(self._write_extras, epoch + 1, figures)
-            half = self.config.store == "fp16"
-            save_model(self.model, self.folder, write_extras=write_extras, half=half)
+        if self.best.improved(epoch + 1, figure):
+            self.best.step = self.tracker.n_done
+            if self.accelerator.is_main_process:
+                self._keep(epoch + 1, figures)
         self.tracker.end_epoch(epoch + 1, figures)
         self.accelerator.wait_for_everyone()
         return self.best.exhausted
+
+    def _keep(self, epoch: int, figures: dict[str, float]) -> None:
+        """On the disk before any checkpoint says so."""
+        write_extras = partial(self._write_extras, epoch, figures)
+        half = self.config.store == "fp16"
+        save_model(self.model, self.folder, write_extras=write_extras, half=half)
+        flush_tree(self.folder)
 
     @property
     def folder(self) -> Path:

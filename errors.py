@@ -15,6 +15,7 @@ class UserError(Exception):
     """Base of all errors that are told to the user in one line, without a traceback."""
 
     exit_code = 1
+    label = "error"
 
 
 class ConfigError(UserError):
@@ -29,10 +30,41 @@ class DataError(UserError):
     exit_code = 3
 
 
+class CheckpointError(UserError):
+    """A run folder that has checkpoints, none of them whole."""
+
+    exit_code = 4
+
+
+class ResumeError(UserError):
+    """A run that cannot go on: data, tokenizer, base, settings or processes are not the same."""
+
+    exit_code = 5
+
+
 class NumericsError(UserError):
     """Training stopped because losses or gradients stayed non-finite."""
 
     exit_code = 6
+
+
+class StorageError(UserError):
+    """A disk that is full, read-only, broken or gone."""
+
+    exit_code = 7
+
+
+class PeerError(UserError):
+    """Another process of the run has ended, or does not answer."""
+
+    exit_code = 8
+
+
+class PreemptedError(UserError):
+    """Stopped by a signal; run the same command again to go on."""
+
+    exit_code = 75
+    label = "stopped"
 
 
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
@@ -50,7 +82,7 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
                 rank = os.environ.get("RANK", "0")
                 who = "" if rank == "0" else f"[rank {rank}] "
                 message = " ".join(str(error).splitlines())  # one line, whatever a path holds
-                print(f"{who}error: {message}", file=sys.stderr, flush=True)
+                print(f"{who}{error.label}: {message}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
 
     return wrapped

@@ -125,6 +125,14 @@ class SkipGuard:
         while self._pending:
             self._judge(*self._pending.popleft())
 
+    def state(self) -> dict[str, int]:
+        """Waits for the device."""
+        self.finish()
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
     def _judge(
         self, step: int, ids: list[str], flag: Tensor, arrived: torch.cuda.Event | None
     ) -> None:

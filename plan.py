@@ -51,10 +51,13 @@ def plan_epoch(
     grad_accum_steps: int = 1,
     seed: int = 0,
     epoch: int = 0,
+    whole: bool = False,
 ) -> list[Step]:
     """Every example exactly once, longest step first, the rest in random order.
 
-    Lengths are in tokens, shape (N,). Raises ValueError on empty data or a non-positive size.
+    `whole` gives micro-batch m * n_ranks + r to rank r undivided: the micro-batches are then the
+    same at any number of ranks that divides n_ranks * grad_accum_steps. Lengths are in tokens,
+    shape (N,). Raises ValueError on empty data or a non-positive size.
     """
     if len(source_lengths) == 0 or len(source_lengths) != len(target_lengths):
         raise ValueError("source and target lengths must be equally many, at least one")
@@ -64,10 +67,11 @@ def plan_epoch(
     steps = _bucket(source_lengths, target_lengths, global_batch_size, order)
     steps = _longest_first(steps, source_lengths, target_lengths, order)
     tokens = source_lengths + target_lengths
+    split = _split_whole if whole else _split
     return [
         Step(
             indices=step,
-            micro_batches=_split(step, tokens, grad_accum_steps, n_ranks),
+            micro_batches=split(step, tokens, grad_accum_steps, n_ranks),
             n_label_tokens=int(target_lengths[step].sum()),
             n_tokens=int(tokens[step].sum()),
         )
@@ -122,6 +126,15 @@ def _split(
     """
     micro_batches = [part for part in np.array_split(step, n_micro) if len(part)]
     return tuple(tuple(_deal(part, tokens[part], n_ranks)) for part in micro_batches)
+
+
+def _split_whole(
+    step: IntArray, tokens: IntArray, n_micro: int, n_ranks: int
+) -> tuple[tuple[IntArray, ...], ...]:
+    """Cut one step into micro-batches that the ranks take in turn; nobody's turn is left out."""
+    parts = [part for part in np.array_split(step, n_micro * n_ranks) if len(part)]
+    parts += [step[:0]] * (-len(parts) % n_ranks)
+    return tuple(tuple(parts[i : i + n_ranks]) for i in range(0, len(parts), n_ranks))
 
 
 def _deal(indices: IntArray, tokens: IntArray, n_ranks: int) -> list[IntArray]:

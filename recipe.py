@@ -20,6 +20,8 @@ AT_LEAST_1 = (
     "max_skips",
     "log_every",
     "max_new_tokens",
+    "keep_checkpoints",
+    "peer_timeout",
 )
 AT_LEAST_0 = (
     "max_steps",
@@ -30,6 +32,9 @@ AT_LEAST_0 = (
     "patience",
     "generate_n",
     "seed",
+    "reports_per_step",
+    "checkpoint_steps",
+    "checkpoint_minutes",
 )
 
 
@@ -51,6 +56,11 @@ class TrainConfig:
     """Reports per forward and process."""
     grad_accum_steps: int = 1
     """Micro-batches per optimizer step and process."""
+    reports_per_step: int = 0
+    """Reports per optimizer step, all processes together; accumulation follows from it.
+    0 = micro_batch_size x grad_accum_steps x processes."""
+    deterministic: bool = False
+    """Add gradients in the plan's order: the same bits on 1, 2 or more processes (on a CPU)."""
     learning_rate: float = 5e-5
     """Peak of the linear schedule (step size of AdamW)."""
     warmup_steps: int = 500
@@ -85,6 +95,18 @@ class TrainConfig:
     """Longest impression generated for generate_n, in tokens."""
     seed: int = 0
     """Seed of sample order, adapter start, dropout and span corruption."""
+    checkpoint_steps: int = 0
+    """Save the whole state every so many optimizer steps; 0 = only at the end of every epoch."""
+    checkpoint_minutes: float = 10.0
+    """Save it also when so many minutes have passed since the last time; 0 = never."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep; the one of the best epoch is kept besides."""
+    fresh: bool = False
+    """Begin anew even if the run folder holds a run: removes its results and checkpoints."""
+    allow_change: Literal["nothing", "data", "tokenizer", "base", "config", "all"] = "nothing"
+    """What may differ from the run that a checkpoint is of, when going on with it."""
+    peer_timeout: float = 600.0
+    """Seconds after which processes that wait for another one give up."""
     store: Literal["fp32", "fp16"] = "fp32"
     """Precision of the weights that full tuning writes; an adapter is always fp32."""
     cpu: bool = False
@@ -113,7 +135,21 @@ class TrainConfig:
 
     def global_batch_size(self, n_ranks: int) -> int:
         """Examples per optimizer step, all micro-batches and all ranks."""
-        return self.micro_batch_size * self.grad_accum_steps * n_ranks
+        return self.reports_per_step or self.micro_batch_size * self.grad_accum_steps * n_ranks
+
+    def n_micro_batches(self, n_ranks: int) -> int:
+        """Micro-batches per optimizer step and rank: grad_accum_steps, unless reports_per_step
+        decides."""
+        return -(-self.global_batch_size(n_ranks) // (self.micro_batch_size * n_ranks))
+
+    def check_processes(self, n_ranks: int) -> None:
+        """Raises ConfigError if the steps cannot be cut for so many processes."""
+        n_whole = -(-self.global_batch_size(n_ranks) // self.micro_batch_size)
+        if self.deterministic and n_whole % n_ranks:
+            raise ConfigError(
+                f"deterministic: {n_whole} micro-batches of {self.micro_batch_size} in a step "
+                f"cannot be dealt to {n_ranks} processes: run a number that divides {n_whole}"
+            )
 
     def total_steps(self, n_examples: int, n_ranks: int) -> int:
         """Optimizer steps of the whole run."""
@@ -127,7 +163,8 @@ class TrainConfig:
             dataset.target_lengths,
             global_batch_size=self.global_batch_size(n_ranks),
             n_ranks=n_ranks,
-            grad_accum_steps=self.grad_accum_steps,
+            grad_accum_steps=self.n_micro_batches(n_ranks),
+            whole=self.deterministic,
             seed=self.seed,
             epoch=epoch,
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import published
+from durable import Json, flush, write_file
 from errors import ConfigError
 
 
@@ -60,21 +61,23 @@ class Tracker:
         enabled: bool = True,
         tensorboard: bool = False,
         beside_published: bool = False,
+        goes_on: bool = False,
     ) -> None:
         self.folder, self.enabled, self.log_every = folder, enabled, log_every
         self.beside_published = beside_published
         self.steps: list[dict[str, float | None]] = []
         self.epochs: list[dict[str, float]] = []
         self.n_skipped = 0  # steps that were not finite; the loop counts them
-        self._n_steps, self._n_done = n_steps, 0
+        self._n_steps, self.n_done = n_steps, 0
         self._bar = tqdm(total=n_steps, disable=not enabled, unit="step", dynamic_ncols=True)
         self._writer = _tensorboard(folder) if tensorboard and enabled else None
         self._window: list[
             Tensor
         ] = []  # [loss sum, label tokens] of each finite step since the last log
+        self._rows_before: list[list[float]] = []  # the same, restored from a checkpoint
         self._epoch = [0.0, 0.0]
         self._clock, self._tokens = time.perf_counter(), 0
-        if enabled:
+        if enabled and not goes_on:
             (folder / "metrics.jsonl").write_text("")  # a run folder holds one run
 
     def step(
@@ -89,9 +92,9 @@ class Tracker:
         counts = torch.stack([loss_sum, torch.full_like(loss_sum, n_labels)])
         self._window.append(counts.where(finite, 0.0))
         self._tokens += n_tokens
-        self._n_done += 1
+        self.n_done += 1
         self._bar.update()
-        if self._n_done % self.log_every == 0 or self._n_done == self._n_steps:
+        if self.n_done % self.log_every == 0 or self.n_done == self._n_steps:
             self._log({name: float(value) for name, value in figures.items()})
 
     def _log(self, figures: dict[str, float]) -> None:
@@ -100,7 +103,7 @@ class Tracker:
         loss = loss_sum / n_labels if n_labels else None
         speed = self._tokens / (now - self._clock)
         self._clock, self._tokens = now, 0
-        self.steps.append({"step": self._n_done, "loss": loss, **figures, "tokens_per_s": speed})
+        self.steps.append({"step": self.n_done, "loss": loss, **figures, "tokens_per_s": speed})
         self._write("step", self.steps[-1])
         shown = {"loss": _cell(loss), "lr": f"{figures['lr']:.2e}", "tokens/s": f"{speed:,.0f}"}
         if figures.get("skipped"):
@@ -109,10 +112,16 @@ class Tracker:
 
     def _close_window(self) -> tuple[float, float]:
         """Read the sums since the last call: here the host waits for the device."""
-        sums = torch.stack(self._window).double().sum(0).tolist() if self._window else [0.0, 0.0]
-        self._window = []
-        self._epoch = [total + new for total, new in zip(self._epoch, sums, strict=True)]
-        return sums[0], sums[1]
+        rows = self._rows()
+        # Exact sums: the same figure however often the run was stopped in between.
+        loss_sum, n_labels = (math.fsum(row[column] for row in rows) for column in (0, 1))
+        self._window, self._rows_before = [], []
+        self._epoch = [self._epoch[0] + loss_sum, self._epoch[1] + n_labels]
+        return loss_sum, n_labels
+
+    def _rows(self) -> list[list[float]]:
+        new = torch.stack(self._window).double().tolist() if self._window else []
+        return [*self._rows_before, *new]
 
     def end_epoch(self, epoch: int, validation: dict[str, float], **figures: float) -> None:
         """Close an epoch: one more row of the table (training loss weighted by tokens), curves
@@ -120,7 +129,7 @@ class Tracker:
         self._close_window()
         loss_sum, n_labels = self._epoch
         training_loss = loss_sum / n_labels if n_labels else float("nan")
-        row = {"epoch": epoch, "step": self._n_done, "training_loss": training_loss}
+        row = {"epoch": epoch, "step": self.n_done, "training_loss": training_loss}
         skipped = {"skipped": self.n_skipped} if self.n_skipped else {}
         self.epochs.append({**row, **validation, **figures, **skipped})
         self._epoch = [0.0, 0.0]
@@ -157,6 +166,35 @@ class Tracker:
             for name, value in known.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, int(known["step"]))
 
+    def state(self) -> Json:
+        """Sums, and how far metrics.jsonl goes (on the disk before a checkpoint says so)."""
+        log = self.folder / "metrics.jsonl"
+        if self.enabled:
+            flush(log)
+        return {
+            "n_done": self.n_done,
+            "n_skipped": self.n_skipped,
+            "window": self._rows(),
+            "epoch": self._epoch,
+            "log_bytes": log.stat().st_size if self.enabled else 0,
+        }
+
+    def restore(self, state: Json) -> None:
+        """Go on from there: what a killed run told after it is cut off from metrics.jsonl."""
+        self.n_done, self.n_skipped = state["n_done"], state["n_skipped"]
+        self._rows_before, self._epoch = state["window"], state["epoch"]
+        self._bar.n = self._bar.initial = self.n_done
+        if self.enabled:
+            log = self.folder / "metrics.jsonl"
+            told = log.read_bytes()[: state["log_bytes"]] if log.exists() else b""
+            write_file(log, told)
+            for row in map(json.loads, told.splitlines()):
+                (self.steps if row.pop("kind") == "step" else self.epochs).append(row)
+        if self._writer:
+            self._writer.close()
+            self._writer = _tensorboard(self.folder, purge_step=self.n_done + 1)
+        self._clock = time.perf_counter()
+
     def close(self) -> None:
         self._bar.close()
         if self._writer:
@@ -174,8 +212,8 @@ def tensorboard_writer() -> Any:
     return SummaryWriter
 
 
-def _tensorboard(folder: Path) -> Any:
-    return tensorboard_writer()(str(folder / "tensorboard"))
+def _tensorboard(folder: Path, purge_step: int | None = None) -> Any:
+    return tensorboard_writer()(str(folder / "tensorboard"), purge_step=purge_step)
 
 
 def draw_curves(

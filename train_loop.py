@@ -6,30 +6,40 @@
 An optimizer step is a fixed set of examples (plan.py), cut into micro-batches and over ranks. Its
 loss is the cross-entropy summed over all label tokens divided by their number in the whole step, so
 that cutting it differently changes nothing but speed. Accelerate owns processes, devices and DDP,
-and nothing else.
+and nothing else. The same command again goes on where a run was stopped (checkpoint.py).
 """
 
-import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from allocator import keep_freed_memory
+from checkpoint import (
+    Checkpoints,
+    NoCheckpoints,
+    Progress,
+    Stateful,
+    TrainingState,
+    base_digest,
+    on_rank_0,
+)
 from collation import Collate, collator
-from config import parse, save
+from config import parse
 from data import PlannedDataset, batches, build_dataset, read_pairs, tell_skipped
 from epoch_end import BestSoFar, EpochEnd
 from errors import ConfigError, NumericsError, exits_cleanly
 from fast_t5 import FastEngine, why_not
+from gradients import gradient_sum
 from model import PaddedEngine, T5Model, attach_lora, count_parameters, load_base, load_tokenizer
 from numerics import (
     DTYPES,
@@ -44,9 +54,19 @@ from numerics import (
 from plan import Step
 from quiet import quieten_libraries
 from recipe import TrainConfig
+from run_folder import (
+    CHECKPOINTS,
+    claim,
+    digest,
+    exit_status,
+    run_facts,
+    storage_errors,
+)
+from stopping import StopSignals, peer_errors
+from tokens import tokenizer_digest
 from tracking import Tracker, print_table, tensorboard_writer
 
-RESULTS = ("adapter", "model", "evaluation", "curves.png")  # what a run leaves in its folder
+NO_CHECKPOINTS = NoCheckpoints()
 
 
 def train(
@@ -59,12 +79,15 @@ def train(
     after_epoch: Callable[[int, nn.Module], bool],
     *,
     scaler: torch.amp.GradScaler | None = None,
+    checkpoints: NoCheckpoints = NO_CHECKPOINTS,
 ) -> None:
     """Update the engine's trainable weights in place; `after_epoch(epoch, engine)` returns True
     to stop early."""
     device, rank, n_ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     precision = resolve_precision(config.precision, device)
-    forward = accelerator.prepare_model(engine)  # DDP where there are several ranks
+    # DDP where there are several ranks.
+    gradients = gradient_sum(accelerator, engine, deterministic=config.deterministic)
+    forward = gradients.forward
     weights = [weight for weight in engine.parameters() if weight.requires_grad]
     rate = torch.zeros((), device=device)
     optimizer = build_optimizer(config.optimizer, weights, rate, weight_decay=config.weight_decay)
@@ -75,46 +98,46 @@ def train(
         n_warmup=config.warmup_steps,
         n_total=config.total_steps(len(dataset), n_ranks),
     )
-    updates = torch.zeros(
-        (), device=device
-    )  # applied, not attempted: a skipped step does not count
     guard = SkipGuard(config.max_skips)
-    step_number = 0
+    progress = Progress(updates=torch.zeros((), device=device))
+    others: dict[str, Stateful] = {"skips": guard, "tracker": tracker}
+    state = TrainingState(engine, optimizer, scaler, progress, others)
+    checkpoints.restore(state)
 
-    for epoch in range(config.epochs):
-        steps = config.plan(dataset, epoch, n_ranks)
-        loader = iter(rank_batches(dataset.for_epoch(epoch), steps, rank, collate, device))
+    for epoch in range(progress.epoch, config.epochs):
+        examples = dataset.for_epoch(epoch)
+        steps = config.plan(examples, epoch, n_ranks)
+        left = steps[progress.offset :]
+        loader = iter(rank_batches(examples, left, rank, collate, device))
         forward.train()
-        for step in steps:
-            step_loss = torch.zeros((), device=device)
+        for step in left:
             for number in range(len(step.micro_batches)):
                 batch = {name: t.to(device, non_blocking=True) for name, t in next(loader).items()}
-                torch.manual_seed(mix_seed(config.seed, step_number, number * n_ranks + rank))
-                last = number == len(step.micro_batches) - 1
-                with nullcontext() if last else accelerator.no_sync(forward):
+                torch.manual_seed(mix_seed(config.seed, progress.step, number * n_ranks + rank))
+                with gradients.micro_batch(step, number):
                     with autocast(device, precision):
                         loss = forward(**batch)  # summed over the label tokens
-                    # DDP averages the ranks' gradients: times n_ranks makes it their sum.
-                    scaler.scale(loss * (n_ranks / step.n_label_tokens)).backward()
-                step_loss += loss.detach()
+                    scaler.scale(loss * (gradients.factor / step.n_label_tokens)).backward()
+                gradients.add(loss.detach(), step, number)
+            step_loss, wish = gradients.finish(checkpoints.wish())
 
             scaler.unscale_(optimizer)
             norm = clip_grad_norm_(weights, config.max_grad_norm or float("inf"))
-            step_loss = accelerator.reduce(step_loss, "sum")
             finite = torch.isfinite(norm) & torch.isfinite(step_loss)
-            rate.copy_(schedule(updates))
+            rate.copy_(schedule(progress.updates))
             apply_update(optimizer, scaler, finite)
             optimizer.zero_grad(set_to_none=True)
-            updates += finite
-            step_number += 1
+            progress.advance(finite)
 
-            guard.observe(step_number, [dataset.ids[i] for i in step.indices], finite)
+            guard.observe(progress.step, [dataset.ids[i] for i in step.indices], finite)
             figures = {"lr": rate, "grad_norm": norm, "skipped": guard.total}
             tracker.step(step_loss, step.n_label_tokens, step.n_tokens, finite, **figures)
+            checkpoints.after_step(state, wish, epoch_ends=progress.offset == len(steps))
         guard.finish()
         tracker.n_skipped = guard.total
-        if after_epoch(epoch, engine) or step_number == config.max_steps:
+        if after_epoch(epoch, engine) or progress.step == config.max_steps:
             return
+        progress.next_epoch()
 
 
 def rank_batches(
@@ -127,9 +150,9 @@ def rank_batches(
 
 def read_data(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
-) -> tuple[PlannedDataset, PlannedDataset, list[str]]:
-    """(training, validation, validation references); rank 0 goes first, so that data are
-    tokenised once."""
+) -> tuple[PlannedDataset, PlannedDataset, list[str], str]:
+    """(training, validation, validation references, digest of all of it); rank 0 goes first, so
+    that data are tokenised once."""
     with accelerator.main_process_first():
         splits = [read_pairs(config.data, name) for name in ("train", "validation")]
         training, validation = (
@@ -142,7 +165,13 @@ def read_data(
         rows = training.statistics() + validation.statistics()
         print_table("Reports read, lengths in tokens", rows[0]._fields, rows)
         tell_skipped(splits)
-    return training, validation, [pair.impression for pair in splits[1].pairs]
+    read = digest(
+        text
+        for split in splits
+        for pair in split.pairs
+        for text in (split.name, pair.id, pair.prompt, pair.impression)
+    )
+    return training, validation, [pair.impression for pair in splits[1].pairs], read
 
 
 def build_model(config: TrainConfig, device: torch.device) -> T5Model:
@@ -196,34 +225,6 @@ def require_extras(config: TrainConfig) -> None:
         )
 
 
-def open_run_folder(folder: Path, config: TrainConfig) -> None:
-    """Make it, with the resolved config in it and no result of an earlier run.
-
-    Raises ConfigError if it cannot be written, or if the run would remove its own input.
-    """
-    old = [folder / name for name in RESULTS]
-    for path in (config.model.path, config.data.path):
-        used = Path(path).expanduser().resolve()
-        if any(used.is_relative_to(result.resolve()) for result in old):
-            raise ConfigError(
-                f"{path} is a result of the run {folder}, which this run would remove: give "
-                "another --output_dir"
-            )
-    is_run = (folder / "config.toml").is_file()  # or else the folders there are somebody's own
-    try:
-        for result in old if is_run else []:
-            if result.is_dir():
-                shutil.rmtree(result)
-            else:
-                result.unlink(missing_ok=True)
-        save(config, folder / "config.toml")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(
-            f"cannot write the run folder {folder}: {reason} (--output_dir)"
-        ) from None
-
-
 def tell_run(
     config: TrainConfig, accelerator: Accelerator, engine: nn.Module, kind: str, n_examples: int
 ) -> None:
@@ -247,48 +248,92 @@ def tell_run(
         )
 
 
+def start_processes(config: TrainConfig) -> Accelerator:
+    """This process among its peers; AMP, accumulation and schedule are the loop's own."""
+    # "no" also keeps a launcher's own precision out.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=config.peer_timeout))
+    accelerator = Accelerator(cpu=config.cpu, mixed_precision="no", kwargs_handlers=[ddp, group])
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    # cuDNN attention of torch 2.13 can give NaN gradients with a mask (pytorch#196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    config.check_processes(accelerator.num_processes)
+    return accelerator
+
+
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
     config = parse(TrainConfig, argv, description=(__doc__ or "").partition("\n")[0])
     require_extras(config)
-    # AMP, accumulation and schedule are the loop's; "no" also keeps a launcher's own precision out.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=config.cpu, mixed_precision="no", kwargs_handlers=[ddp])
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    # cuDNN attention of torch 2.13 can give NaN gradients with a mask (pytorch#196678).
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    stop = StopSignals()
+    with exit_status(Path(config.output_dir)), stop.listening():
+        accelerator = start_processes(config)
+        with peer_errors(accelerator), ExitStack() as held:
+            run(config, accelerator, stop, held)
+        accelerator.end_training()
+
+
+def run(config: TrainConfig, accelerator: Accelerator, stop: StopSignals, held: ExitStack) -> None:
+    """One process of one training run; `held` keeps the run folder's lock."""
+    n_ranks = accelerator.num_processes
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     model = build_model(config, accelerator.device)
-    training, validation, references = read_data(config, tokenizer, accelerator)
+    training, validation, references, data = read_data(config, tokenizer, accelerator)
+    digests = {"tokenizer": tokenizer_digest(tokenizer), "data": data, "base": base_digest(model)}
+    precision = resolve_precision(config.precision, accelerator.device)
     engine, collate, kind = build_engine(config, model, accelerator.device)
 
-    folder = Path(config.output_dir)
+    facts = partial(run_facts, n_ranks=n_ranks, digests=digests, precision=precision)
+    found = on_rank_0(accelerator, lambda: claim(config, n_ranks, facts(config), held))
+    if found.is_finished:
+        return
+    config, folder = found.config, Path(config.output_dir)
     if accelerator.is_main_process:
-        open_run_folder(folder, config)  # not before all input proved good
         tell_run(config, accelerator, engine, kind, len(training))
     tracker = Tracker(
         folder,
-        n_steps=config.total_steps(len(training), accelerator.num_processes),
+        n_steps=config.total_steps(len(training), n_ranks),
         log_every=config.log_every,
         enabled=accelerator.is_main_process,
         tensorboard=config.tensorboard,
         beside_published=config.objective == "extract" and config.tuning == "lora",
+        goes_on=found.checkpoint is not None,
     )
     best = BestSoFar(config.patience)
     after_epoch = EpochEnd(
         config, accelerator, tokenizer, model, collate, validation, references, tracker, best
     )
+    checkpoints = Checkpoints(
+        folder / CHECKPOINTS,
+        accelerator,
+        stop,
+        facts(config),
+        best,
+        found.checkpoint,
+        steps=config.checkpoint_steps,
+        minutes=config.checkpoint_minutes,
+        keep=config.keep_checkpoints,
+    )
     try:
-        train(config, accelerator, engine, collate, training, tracker, after_epoch)
+        with stop.deferred(), storage_errors(folder):
+            train(
+                config,
+                accelerator,
+                engine,
+                collate,
+                training,
+                tracker,
+                stop.at_once_in(after_epoch),
+                checkpoints=checkpoints,
+            )
     finally:
         tracker.close()
     if not best.epoch:
         raise NumericsError("no validation loss was finite: no weights kept; lower --learning_rate")
     if accelerator.is_main_process:
         print(f"best epoch by {config.best_by}: {best.epoch}, kept in {after_epoch.folder}")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation_plots": {"pages", "plots"},
     "evaluation_page": {"evaluation_plots", "pages", "word_diff"},
     "numerics": {"errors"},
-    "tracking": {"errors", "published"},
+    "durable": {"errors"},
+    "tracking": {"durable", "errors", "published"},
+    "stopping": {"errors"},
+    "gradients": {"errors", "plan"},
+    "checkpoint": {"durable", "errors", "stopping"},
     "scoring.describe": {"scoring.duplicates"},
     "scoring.guard_rails": {"scoring.describe"},
     "scoring.records": {"errors", "scoring.rouge_bleu"},
@@ -45,6 +49,13 @@ ALLOWED: dict[str, set[str]] = {
     "corpus.hub": {"errors"},
     "corpus.pairs": {"corpus.hub", "errors"},
     "corpus.synthetic": {"errors"},
+    "corpus.sections": {"config", "errors"},
+    "corpus.radsum23": set(),
+    "corpus.notes_csv": {"errors"},
+    "corpus.pair_files": {"corpus.radsum23", "errors"},
+    "corpus.mimic_iii": {
+        *("config", "corpus.notes_csv", "corpus.pair_files", "corpus.radsum23", "errors"),
+    },
     "tokens": {"errors"},
     "collation": set(),
     "data": {"collation", "corpus.pairs", "denoise", "errors", "tokens"},
@@ -55,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "fast_t5": {"fast_attention", "fast_ops", "quiet"},
     # what uses both
     "recipe": {"data", "errors", "model", "numerics", "plan"},
+    "run_folder": {"config", "durable", "errors", "recipe"},
     "model_card": {"recipe"},
     "generate": {"collation", "model", "plan", "tokens"},
     "eval": {
@@ -62,16 +74,17 @@ ALLOWED: dict[str, set[str]] = {
         *("recipe", "scoring.baselines", "scoring.rouge_bleu", "tokens", "tracking"),
     },
     "epoch_end": {
-        *("collation", "config", "data", "eval", "model", "model_card", "numerics", "plan"),
-        *("recipe", "tracking"),
+        *("collation", "config", "data", "durable", "eval", "model", "model_card", "numerics"),
+        *("plan", "recipe", "tracking"),
     },
     "train_loop": {
-        *("allocator", "collation", "config", "data", "epoch_end", "errors", "fast_t5", "model"),
-        *("numerics", "plan", "quiet", "recipe", "tracking"),
+        *("allocator", "checkpoint", "collation", "config", "data", "epoch_end", "errors"),
+        *("fast_t5", "gradients", "model", "numerics", "plan", "quiet", "recipe", "run_folder"),
+        *("stopping", "tokens", "tracking"),
     },
 }
 NEVER_IMPORTED = {"train_loop", "bench", "tests"}
-TORCH_FREE = {"plan", "denoise", "config", "errors", "published", "evaluation_page"} | {
+TORCH_FREE = {"durable", "plan", "denoise", "config", "errors", "published", "evaluation_page"} | {
     name
     for name in ALLOWED
     if name.startswith(("corpus.", "scoring.")) and name != "corpus.new_base"
@@ -85,7 +98,13 @@ FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "os.system", "os.popen"}
 FORBIDDEN_TRUE = {"shell", "trust_remote_code", "allow_pickle"}
 
-SETTINGS = {"recipe": "TrainConfig", "eval": "EvalConfig", "corpus.new_base": "NewBaseConfig"}
+SETTINGS = {
+    "recipe": "TrainConfig",
+    "eval": "EvalConfig",
+    "corpus.new_base": "NewBaseConfig",
+    "corpus.mimic_iii": "NotesConfig",
+    "corpus.sections": "SectionsConfig",
+}
 
 
 def files() -> dict[str, Path]:

@@ -216,7 +216,7 @@ def test_a_pipe_cuts_no_figure(
     """The widest table there is, eleven columns: at the 80 columns of a pipe rich would cut it."""
     monkeypatch.setenv("COLUMNS", "60")  # what a launcher's terminal was like says nothing
     told = tracker(tmp_path, n_steps=1000, log_every=5000, beside_published=True)
-    told._n_done = 123_455
+    told.n_done = 123_455
     step(told, 12.5, 4)
     names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
     told.end_epoch(1, {"validation_loss": 2.5, **dict.fromkeys(names, 87.65432)})

@@ -25,6 +25,7 @@ from epoch_end import BestSoFar
 from errors import ConfigError, NumericsError
 from model import PaddedEngine, evaluating
 from recipe import TrainConfig
+from run_folder import open_run_folder
 from tests.tiny import (
     Recorder,
     Tiny,
@@ -291,10 +292,8 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_folder(finished: Path, tiny: Tiny) -> None:
     assert {file.name for file in finished.iterdir()} == {
-        "config.toml",
-        "metrics.jsonl",
-        "curves.png",
-        "adapter",
+        *("config.toml", "metrics.jsonl", "curves.png", "adapter"),
+        *("checkpoints", "exit_status.json", ".lock"),
     }
     assert {file.name for file in (finished / "adapter").iterdir()} == {
         "adapter_model.safetensors",
@@ -432,7 +431,8 @@ def test_no_finite_validation_loss_is_an_error(
         train_loop.main(tiny.flags(run, micro_batch_size=32))
     assert caught.value.code == 6
     assert {file.name for file in run.iterdir()} == {
-        *("config.toml", "metrics.jsonl", "curves.png", "other")
+        *("config.toml", "metrics.jsonl", "curves.png", "other"),
+        *("checkpoints", "exit_status.json", ".lock"),
     }
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -445,9 +445,7 @@ def test_a_run_does_not_remove_its_own_input(
     shutil.copytree(tiny.base if name == "model" else tiny.data, used)
     key = "model__path" if name == "model" else "data__path"
     with pytest.raises(ConfigError) as caught:
-        train_loop.open_run_folder(
-            tmp_path / "run", load_flags(tiny, tmp_path / "run", **{key: used})
-        )
+        open_run_folder(tmp_path / "run", load_flags(tiny, tmp_path / "run", **{key: used}))
     assert str(used) in str(caught.value) and "--output_dir" in str(caught.value)
     assert list(used.iterdir())
 
@@ -455,9 +453,9 @@ def test_a_run_does_not_remove_its_own_input(
 def test_folders_that_no_run_has_made_stay(tiny: Tiny, tmp_path: Path) -> None:
     """Such as those of a project, with --output_dir . in it."""
     (tmp_path / "evaluation").mkdir()
-    train_loop.open_run_folder(tmp_path, tiny.recipe(tmp_path))
+    open_run_folder(tmp_path, tiny.recipe(tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"evaluation", "config.toml"}
-    train_loop.open_run_folder(tmp_path, tiny.recipe(tmp_path))
+    open_run_folder(tmp_path, tiny.recipe(tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"config.toml"}
 
 

@@ -1,0 +1,305 @@
+"""Folders of files that are whole or not there, whatever kills the process or fills the disk.
+
+    parent/step-00000120/     manifest.json and the files it names; there only if it is complete
+    parent/.tmp-*             being written, or being deleted
+    parent/.bad-step-*        found damaged and set aside
+
+A folder is written under another name, every file and the folder are flushed to the disk, then it
+is renamed: that rename is the one moment at which it comes to be. The manifest holds SHA-256 and
+size of every file and a digest of itself, so that a flipped bit anywhere is found before any of it
+is used. All bytes are read once: what was checked is what is used.
+
+Every operation on a file is a call of this module's `os`: the tests put one in its place that
+kills, tears or fails at the n-th.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import StorageError
+
+FORMAT = 1  # raise when the meaning of a stored folder changes
+MANIFEST = "manifest.json"
+ROOM = 3  # free space must hold so many folders of the size to be written
+NAME = re.compile(r"step-(\d{8,15})")
+
+Json = dict[str, Any]
+
+
+class DamagedError(Exception):
+    """A stored folder that cannot be trusted; the text says which file and why."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A folder that was read and found whole."""
+
+    folder: Path
+    facts: Json
+    files: dict[str, bytes]
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def canonical(value: object) -> bytes:
+    """The one spelling of a JSON value. Raises ValueError at NaN or infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def commit(parent: Path, step: int, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Path:
+    """Store the files as parent/step-N, whole or not at all, and read them back.
+
+    Raises StorageError if that fails; what was there before is then still there. A folder in the
+    way (found damaged earlier) is set aside.
+    """
+    described = {name: [len(data), _sha256(data)] for name, data in files.items()}
+    manifest = _sealed({"format": FORMAT, "step": step, "facts": dict(facts), "files": described})
+    temporary, final = parent / f".tmp-{step:08d}-{os.getpid()}", parent / folder_name(step)
+    try:
+        _ask_for_room(parent, sum(map(len, files.values())) + len(manifest))
+        _discard(temporary)  # of a process that had the same number
+        os.mkdir(temporary, 0o700)
+        for name, data in {**files, MANIFEST: manifest}.items():
+            _write(temporary / name, data)
+        flush(temporary)
+        set_aside(final)
+        os.rename(temporary, final)
+        flush(parent)
+    except OSError as error:
+        _discard(temporary, quietly=True)
+        raise storage_error(error, parent) from None
+    try:
+        read(final)
+    except DamagedError as error:
+        raise StorageError(
+            f"{final} does not read back as it was written ({error}): look at the disk; the "
+            "checkpoint before it is whole, run the same command again to go on from there"
+        ) from None
+    return final
+
+
+def storage_error(error: OSError, folder: Path) -> StorageError:
+    """What the disk did, told in one line."""
+    reason = error.strerror or type(error).__name__
+    return StorageError(
+        f"cannot write in {folder}: {reason}; make room or mend it, then run the same command "
+        "again: it goes on from the last checkpoint"
+    )
+
+
+def read(folder: Path) -> Stored:
+    """All files of a stored folder, checked. Raises DamagedError."""
+    if not stat.S_ISDIR(_mode(folder)):
+        raise DamagedError("not a folder")
+    manifest = _opened(_read_file(folder, MANIFEST))
+    if folder.name != folder_name(manifest["step"]):
+        raise DamagedError(f"{MANIFEST}: is that of step {manifest['step']}")
+    there, named = set(_listed(folder)), {MANIFEST, *manifest["files"]}
+    if there != named:
+        odd = min(there ^ named)
+        raise DamagedError(f"{odd}: {'missing' if odd in named else 'does not belong here'}")
+    files = {}
+    for name, (size, digest) in manifest["files"].items():
+        files[name] = _read_file(folder, name)
+        if len(files[name]) != size:
+            raise DamagedError(f"{name}: {len(files[name]):,} bytes instead of {size:,}")
+        if (actual := _sha256(files[name])) != digest:
+            raise DamagedError(f"{name}: SHA-256 {actual[:8]}... instead of {digest[:8]}...")
+    return Stored(folder, manifest["facts"], files)
+
+
+def newest(parent: Path) -> tuple[Stored | None, dict[Path, str]]:
+    """(newest stored folder that is whole or None, why those newer than it were passed over)."""
+    rejected: dict[Path, str] = {}
+    for folder in reversed(stored(parent)):
+        try:
+            return read(folder), rejected
+        except DamagedError as error:
+            rejected[folder] = str(error)
+    return None, rejected
+
+
+def stored(parent: Path) -> list[Path]:
+    """Everything that bears the name of a stored folder, whole or not, oldest first."""
+    try:
+        names = os.listdir(parent)
+    except FileNotFoundError:
+        return []
+    steps = {name: int(found[1]) for name in names if (found := NAME.fullmatch(name))}
+    return [parent / name for name in sorted(steps, key=lambda name: (steps[name], name))]
+
+
+def prune(parent: Path, *, keep: int, also: int | None = None) -> None:
+    """Delete all but the newest `keep` and step `also`. Raises StorageError."""
+    spared = {parent / folder_name(also)} if also is not None else set()
+    for folder in stored(parent)[:-keep]:
+        if folder not in spared:
+            try:
+                going = parent / f".tmp-old-{folder.name}"
+                _discard(going)
+                os.rename(folder, going)  # half of it must not be taken for a damaged one
+                _discard(going)
+            except OSError as error:
+                raise storage_error(error, parent) from None
+
+
+def set_aside(folder: Path) -> None:
+    """Move a damaged folder out of the way, if it is there."""
+    for number in range(10_000):
+        aside = folder.with_name(f".bad-{folder.name}-{number}")
+        try:
+            os.lstat(aside)
+        except FileNotFoundError:
+            break
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:
+        return
+
+
+def clean(parent: Path, *, everything: bool = False) -> None:
+    """Remove what a killed process left half-written; or all stored folders too.
+
+    Foreign files stay. Raises StorageError.
+    """
+    ours = (".tmp-", ".bad-step-", "step-") if everything else (".tmp-",)
+    try:
+        for name in os.listdir(parent):
+            if name.startswith(ours):
+                _discard(parent / name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error(error, parent) from None
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents, for the owner only, flushed to the disk. Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        os.mkdir(folder, 0o700)
+        flush(folder.parent)
+
+
+def write_file(file: Path, data: bytes) -> None:
+    """Replace a file by one that is whole and on the disk. Raises OSError."""
+    temporary = file.with_name(f".tmp-{file.name}-{os.getpid()}")
+    _discard(temporary)
+    try:
+        _write(temporary, data)
+        os.rename(temporary, file)
+        flush(file.parent)
+    except OSError:
+        _discard(temporary, quietly=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Get a file's bytes, or a folder's names, onto the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """The same for a flat folder, all its files and its own name. Raises OSError."""
+    for name in os.listdir(folder):
+        flush(folder / name)
+    flush(folder)
+    flush(folder.parent)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sealed(content: Json) -> bytes:
+    return canonical({**content, "sha256": _sha256(canonical(content))})
+
+
+def _opened(data: bytes) -> Json:
+    """The content of a sealed manifest; DamagedError if any byte is not as it was written."""
+    try:
+        content = json.loads(data)
+        whole = content.pop("sha256") and _sealed(content) == data
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DamagedError(f"{MANIFEST}: is not as it was written")
+    if content.get("format") != FORMAT:
+        raise DamagedError(f"{MANIFEST}: format {content.get('format')}, this code reads {FORMAT}")
+    return content
+
+
+def _write(file: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(file, flags, 0o600)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(handle, left) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    """A regular file's bytes; no link is followed, no pipe waited for."""
+    if not stat.S_ISREG(_mode(folder / name)):
+        raise DamagedError(f"{name}: not a file")
+    try:
+        handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DamagedError(f"{name}: {error.strerror}") from None
+
+
+def _mode(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except OSError as error:
+        raise DamagedError(f"{path.name}: {error.strerror}") from None
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise DamagedError(f"{folder.name}: {error.strerror}") from None
+
+
+def _ask_for_room(parent: Path, size: int) -> None:
+    disk = os.statvfs(parent)
+    free = disk.f_bavail * disk.f_frsize
+    if free < ROOM * size:
+        told = f"{ROOM * size:,} bytes are needed, {free:,} are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({told})")
+
+
+def _discard(path: Path, *, quietly: bool = False) -> None:
+    """Remove a file, a link or a folder with all in it; no link is followed."""
+    try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            os.unlink(path)
+            return
+        for name in os.listdir(path):
+            _discard(path / name)
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        if not quietly:
+            raise
