@@ -1,0 +1,285 @@
+"""The section parser on reports written for the purpose."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.notes import ODD_SHAPES, Shape, plain
+from corpus.radsum23 import report_body, sections, tables
+from corpus.sections import NAMES, Section, find_sections, text_of
+
+# (what it shows, report, expected (name, heading, text)): the gold set.
+GOLD: list[tuple[str, str, list[tuple[str, str, str]]]] = [
+    (
+        "the usual order",
+        "CT HEAD\nHISTORY: fall\nTECHNIQUE: axial\nCOMPARISON: None.\nFINDINGS: a\n b.\n"
+        "IMPRESSION: c",
+        [
+            ("preamble", "", "CT HEAD"),
+            ("history", "HISTORY:", "fall"),
+            ("technique", "TECHNIQUE:", "axial"),
+            ("comparison", "COMPARISON:", "None."),
+            ("findings", "FINDINGS:", "a\n b."),
+            ("impression", "IMPRESSION:", "c"),
+        ],
+    ),
+    (
+        "impression first",
+        "IMPRESSION: c\n\n FINDINGS:\n a\n",
+        [("impression", "IMPRESSION:", "c"), ("findings", "FINDINGS:", "a")],
+    ),
+    (
+        "two impressions",
+        "IMPRESSION: a\nFINDINGS: b\nIMPRESSION: c",
+        [
+            ("impression", "IMPRESSION:", "a"),
+            ("findings", "FINDINGS:", "b"),
+            ("impression", "IMPRESSION:", "c"),
+        ],
+    ),
+    ("no heading", " The lungs are clear.\n", [("report", "", "The lungs are clear.")]),
+    ("white space", " \n ", []),
+    ("nothing", "", []),
+    ("an empty section", "FINDINGS:\n", [("findings", "FINDINGS:", "")]),
+    (
+        "an empty section, then another",
+        "FINDINGS:  \nIMPRESSION: c",
+        [("findings", "FINDINGS:", ""), ("impression", "IMPRESSION:", "c")],
+    ),
+    (
+        "both in one",
+        "FINDINGS AND IMPRESSION: a",
+        [("findings", "FINDINGS AND IMPRESSION:", "a")],
+    ),
+    (
+        "misspelt",
+        "FINDIGNS: a\nIMRPESSION: b\nTECHINQUE: c\nCOMPARISIONS: d",
+        [
+            ("findings", "FINDIGNS:", "a"),
+            ("impression", "IMRPESSION:", "b"),
+            ("technique", "TECHINQUE:", "c"),
+            ("comparison", "COMPARISIONS:", "d"),
+        ],
+    ),
+    (
+        "longer headings",
+        "INDICATION FOR STUDY: a\nCT FINDINGS: b\nIMPRESSION AND PLAN: c\nCOMPARISON EXAM: d",
+        [
+            ("history", "INDICATION FOR STUDY:", "a"),
+            ("findings", "CT FINDINGS:", "b"),
+            ("impression", "IMPRESSION AND PLAN:", "c"),
+            ("comparison", "COMPARISON EXAM:", "d"),
+        ],
+    ),
+    (
+        "alone on its line, and in Markdown",
+        "Findings\na\n\n**Impression:** b\n## Technique\nc",
+        [
+            ("findings", "Findings", "a"),
+            ("impression", "**Impression:**", "b"),
+            ("technique", "## Technique", "c"),
+        ],
+    ),
+    (
+        "all in one line, capitals",
+        "FINDINGS: a. IMPRESSION: b.",
+        [("findings", "FINDINGS:", "a."), ("impression", "IMPRESSION:", "b.")],
+    ),
+    (
+        "all in one line, small letters",
+        "Findings: a. Impression: b.",
+        [("findings", "Findings:", "a."), ("impression", "Impression:", "b.")],
+    ),
+    (
+        "sub-headings belong to the findings",
+        "FINDINGS:\nLUNGS: clear\nHEART (SIZE): normal\nIMPRESSION:\nCT HEAD: c",
+        [
+            ("findings", "FINDINGS:", "LUNGS: clear\nHEART (SIZE): normal"),
+            ("impression", "IMPRESSION:", "CT HEAD: c"),
+        ],
+    ),
+    (
+        "what ends an impression",
+        "IMPRESSION: c\nRECOMMENDATION: d\nNOTIFICATION: e",
+        [
+            ("impression", "IMPRESSION:", "c"),
+            ("other", "RECOMMENDATION:", "d"),
+            ("other", "NOTIFICATION:", "e"),
+        ],
+    ),
+    (
+        "no findings but an examination",
+        "CT CHEST WITHOUT CONTRAST:\nINDICATION: fall\nCT CHEST: a\nFULL RESULT: x\nIMPRESSION: c",
+        [
+            ("other", "CT CHEST WITHOUT CONTRAST:", ""),
+            ("history", "INDICATION:", "fall"),
+            ("findings", "CT CHEST:", "a"),
+            ("other", "FULL RESULT:", "x"),
+            ("impression", "IMPRESSION:", "c"),
+        ],
+    ),
+    (
+        "like headings, within the text",
+        "FINDINGS: seen at 5:30. Impression: later.\nDr. X said: fine\nThe findings\nare these: a\n"
+        "findings\n1:2 ratio",
+        [
+            (
+                "findings",
+                "FINDINGS:",
+                "seen at 5:30. Impression: later.\nDr. X said: fine\n"
+                "The findings\nare these: a\nfindings\n1:2 ratio",
+            )
+        ],
+    ),
+    (
+        "a name in capitals is no heading in small letters",
+        "FINDINGS: a\nImpression: later.\nIMPRESSION: c\nTechnique: d",
+        [
+            ("findings", "FINDINGS:", "a\nImpression: later."),
+            ("impression", "IMPRESSION:", "c"),
+            ("technique", "Technique:", "d"),
+        ],
+    ),
+    (
+        "small letters",
+        "findings: a\nimpression: b",
+        [("findings", "findings:", "a"), ("impression", "impression:", "b")],
+    ),
+    (
+        "Windows newlines",
+        "FINDINGS:\r\n a\r\n\r\nIMPRESSION\r\nb\r\n",
+        [("findings", "FINDINGS:", "a"), ("impression", "IMPRESSION", "b")],
+    ),
+    (
+        "page break",
+        "FINDINGS: a\n(Over)\nIMPRESSION: page 1\n(Cont)\nb\nIMPRESSION: c",
+        [
+            ("findings", "FINDINGS:", "a\n(Over)\nIMPRESSION: page 1\n(Cont)\nb"),
+            ("impression", "IMPRESSION:", "c"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"), [case[1:] for case in GOLD], ids=[case[0] for case in GOLD]
+)
+def test_gold(report: str, expected: list[tuple[str, str, str]]) -> None:
+    found = [
+        (s.name, report[s.heading_start : s.heading_end].strip(), report[s.start : s.end])
+        for s in find_sections(report)
+    ]
+    assert found == expected
+
+
+def test_text_of_joins_and_leaves_page_breaks_out() -> None:
+    report = GOLD[-1][1]
+    assert text_of(report, "findings").split() == ["a", "b"]
+    assert text_of("IMPRESSION: a\nFINDINGS:\nIMPRESSION: b", "impression") == "a\nb"
+    assert text_of("IMPRESSION: a\nFINDINGS:", "findings") == ""
+
+
+def check(report: str, found: list[Section]) -> None:
+    """Spans ascend, do not overlap, hold no outer white space; between them is nothing else."""
+    end = 0
+    for section in found:
+        assert end <= section.heading_start <= section.heading_end <= section.start <= section.end
+        assert not report[end : section.heading_start].strip()
+        assert not report[section.heading_end : section.start].strip()
+        text = report[section.start : section.end]
+        assert text == text.strip()
+        end = section.end
+    assert not report[end:].strip()
+
+
+pieces = st.sampled_from(
+    [
+        "\n",
+        "\r\n",
+        " ",
+        ":",
+        "FINDINGS:",
+        "Findings",
+        "IMPRESSION:",
+        "LUNGS:",
+        "# ",
+        "**",
+        ". ",
+        "a",
+        "\u00e9",
+        "(Over)",
+        "(Cont)",
+        "CT HEAD:",
+        "TECHNIQUE: ",
+    ]
+)
+
+
+@given(st.one_of(st.text(), st.lists(pieces).map("".join)))
+def test_every_character_is_in_one_place(report: str) -> None:
+    check(report, find_sections(report))
+
+
+@pytest.mark.parametrize("shape", [plain, *ODD_SHAPES])
+def test_every_character_of_odd_notes_is_in_one_place(shape: Shape) -> None:
+    rng = Random(1)
+    for _ in range(50):
+        check(note := shape(rng, "CT_head"), find_sections(note))
+
+
+def test_agrees_with_the_builder_on_ordinary_notes() -> None:
+    """The same impression, though found by other rules; but for lines that begin with "Findings:"
+    in a note without FINDINGS, which may be either."""
+    rng, same = Random(2), []
+    for _ in range(500):
+        body = report_body(plain(rng, "CT_head"), "radsum23")
+        names, texts = sections(body)
+        if names.count("impression") == 1:
+            text = texts[names.index("impression")].strip()
+            same.append(text_of(body, "impression") == text)
+    assert len(same) > 300
+    assert sum(same) / len(same) > 0.98
+
+
+def test_knows_the_builders_spellings() -> None:
+    """Those of the five sections, but for two that mean something else than the builder thinks."""
+    strange = {"complications", "comprison exam"}
+    missed = [
+        spelling
+        for spelling, name in tables().name_of.items()
+        if name in NAMES and spelling not in strange
+        if [s.name for s in find_sections(f"{spelling.strip().upper()}: a")] != [name]
+    ]
+    assert missed == []
+
+
+def test_command(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("FINDINGS: a\nIMPRESSION: secret")
+    (tmp_path / "a.txt").write_text("clear")
+    run = [sys.executable, "-m", "corpus.sections", f"--input={tmp_path}"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["file"], row["name"]) for row in rows] == [
+        ("a.txt", "report"),
+        ("b.txt", "findings"),
+        ("b.txt", "impression"),
+    ]
+    assert "secret" not in done.stdout
+    done = subprocess.run([*run, "--text"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["text"] == "secret"
+
+
+def test_command_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff secret")
+    for target, word in ((tmp_path / "bad.txt", "UTF-8"), (tmp_path / "none", "read")):
+        run = [sys.executable, "-m", "corpus.sections", f"--input={target}"]
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert done.returncode in (2, 3)
+        assert word in done.stderr
+        assert len(done.stderr.splitlines()) == 1
