@@ -25,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +64,7 @@ class NotesConfig:
     """hub: the look of the copy on the hub (no punctuation, ____); the .tok files stay plain."""
     unseen_groups: UnseenGroups = "test"
     """corrected: the five test-only groups: test = pairs of test patients only, split = as all."""
-    encoding: str = "utf-8"
+    encoding: Literal["utf-8", "cp1252", "latin-1"] = "utf-8"
     """Encoding of the notes."""
     workers: int = 0
     """Processes; 0 = one per core, 1 = this one alone."""
@@ -112,7 +112,8 @@ def read_block(job: Job, block: bytes) -> Block:
     for row, fields in enumerate(job.layout.records(block)):
         if isinstance(fields, int):
             n = job.layout.n_columns
-            reason = f"{fields} fields instead of {n}" if fields else "the file ends within quotes"
+            reason = f"{fields} fields instead of {n}" if fields else "a quote that does not end"
+            reason = "text after an end quote" if fields == n else reason
             reports.append(Report(row, "", "", "", MALFORMED + reason))
         elif unquote(fields[2]) == b"Radiology":
             n_radiology += 1
@@ -188,7 +189,7 @@ class Log:
 
 def read_notes(config: NotesConfig, split: PublishedSplit | PatientSplit, log: Log) -> None:
     """All pairs of the file into `split`, what gives none into `log`."""
-    with NotesFile(Path(config.notes).expanduser(), COLUMNS, config.encoding) as notes:
+    with NotesFile(Path(config.notes).expanduser(), COLUMNS, COLUMNS[:2]) as notes:
         job = Job(notes.layout, config.mode, config.style, config.encoding)
         workers = config.workers or os.cpu_count() or 1
         blocks = read_blocks(job, notes.blocks(), workers)

@@ -104,9 +104,11 @@ class PublishedSplit:
 
     def __init__(self, folder: Path, style: Style) -> None:
         self._folder, self._style = folder, style
-        self._waiting = tempfile.TemporaryDirectory(dir=folder)
-        waiting = Path(self._waiting.name)
-        self._kept: dict[str, IO[bytes]] = {g: (waiting / g).open("w+b") for g in tables().groups}
+        self._waiting = folder / ".waiting"
+        self._waiting.mkdir()
+        self._kept: dict[str, IO[bytes]] = {
+            group: (self._waiting / group).open("w+b") for group in tables().groups
+        }
         self._offsets = {group: array("q") for group in tables().groups}
         self._json = _JsonFiles(folder)
         self.counts = self._json.counts
@@ -134,7 +136,7 @@ class PublishedSplit:
         self._json.close()
         for file in self._kept.values():
             file.close()
-        self._waiting.cleanup()
+        shutil.rmtree(self._waiting)
         return files
 
     def _write(self, group: str, split: str, order: list[int]) -> list[TokFile]:

@@ -116,8 +116,8 @@ def report_body(note: str, mode: Mode) -> str:
 def sections(body: str) -> tuple[list[str], list[str]]:
     """(names, raw texts) of the preamble and of each heading, in the order of the report.
 
-    The search goes on at the end of the heading's line, so that a second heading-like word on it
-    is text.
+    A heading begins at a newline, so a second one on the same line is text; and as it takes the
+    white space behind its colon, one on the line directly below an empty heading is text too.
     """
     match = _HEADING.search(body)
     if not match:
@@ -126,7 +126,7 @@ def sections(body: str) -> tuple[list[str], list[str]]:
     names, texts = ["preamble"], [body[len(_TITLE) : match.start()]]
     while match:
         name, start = match.group(1).lower(), match.end()
-        match = _HEADING.search(body, max(start, body.find("\n", start)))
+        match = _HEADING.search(body, start)
         names.append(name_of.get(name, name))
         texts.append(body[start : match.start() if match else len(body)])
     return names, texts
@@ -162,8 +162,8 @@ def restyle(text: str, style: Style) -> str:
     """
     if style == "plain":
         return text
-    text = _PUNCTUATION.sub(" ", _APOSTROPHE.sub("", _UNDERSCORES.sub(" ____ ", text)))
-    return " ".join(text.split())
+    text = _PUNCTUATION.sub(" ", _APOSTROPHE.sub("", text))
+    return " ".join(_UNDERSCORES.sub(" ____ ", text).split())
 
 
 def _problem(findings: str, impression: str) -> str:
