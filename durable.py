@@ -29,6 +29,7 @@ from errors import StorageError
 FORMAT = 1  # raise when the meaning of a stored folder changes
 MANIFEST = "manifest.json"
 ROOM = 3  # free space must hold so many folders of the size to be written
+KINDS = {"format": int, "step": int, "facts": dict, "files": dict}
 NAME = re.compile(r"step-(\d{8,15})")
 
 Json = dict[str, Any]
@@ -62,7 +63,7 @@ def commit(parent: Path, step: int, files: Mapping[str, bytes], facts: Mapping[s
     Raises StorageError if that fails; what was there before is then still there. A folder in the
     way (found damaged earlier) is set aside.
     """
-    described = {name: [len(data), _sha256(data)] for name, data in files.items()}
+    described = {name: _described(data) for name, data in files.items()}
     manifest = _sealed({"format": FORMAT, "step": step, "facts": dict(facts), "files": described})
     temporary, final = parent / f".tmp-{step:08d}-{os.getpid()}", parent / folder_name(step)
     try:
@@ -92,7 +93,7 @@ def storage_error(error: OSError, folder: Path) -> StorageError:
     """What the disk did, told in one line."""
     reason = error.strerror or type(error).__name__
     return StorageError(
-        f"cannot write in {folder}: {reason}; make room or mend it, then run the same command "
+        f"cannot use {folder}: {reason}; make room or mend it, then run the same command "
         "again: it goes on from the last checkpoint"
     )
 
@@ -109,12 +110,10 @@ def read(folder: Path) -> Stored:
         odd = min(there ^ named)
         raise DamagedError(f"{odd}: {'missing' if odd in named else 'does not belong here'}")
     files = {}
-    for name, (size, digest) in manifest["files"].items():
+    for name, expected in manifest["files"].items():
         files[name] = _read_file(folder, name)
-        if len(files[name]) != size:
-            raise DamagedError(f"{name}: {len(files[name]):,} bytes instead of {size:,}")
-        if (actual := _sha256(files[name])) != digest:
-            raise DamagedError(f"{name}: SHA-256 {actual[:8]}... instead of {digest[:8]}...")
+        if (actual := _described(files[name])) != expected:
+            raise DamagedError(f"{name}: {actual} instead of {expected}")
     return Stored(folder, manifest["facts"], files)
 
 
@@ -130,11 +129,16 @@ def newest(parent: Path) -> tuple[Stored | None, dict[Path, str]]:
 
 
 def stored(parent: Path) -> list[Path]:
-    """Everything that bears the name of a stored folder, whole or not, oldest first."""
+    """Everything that bears the name of a stored folder, whole or not, oldest first.
+
+    Raises StorageError.
+    """
     try:
         names = os.listdir(parent)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise storage_error(error, parent) from None
     steps = {name: int(found[1]) for name in names if (found := NAME.fullmatch(name))}
     return [parent / name for name in sorted(steps, key=lambda name: (steps[name], name))]
 
@@ -225,6 +229,10 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _described(data: bytes) -> str:
+    return f"{len(data)} bytes, SHA-256 {_sha256(data)}"
+
+
 def _sealed(content: Json) -> bytes:
     return canonical({**content, "sha256": _sha256(canonical(content))})
 
@@ -240,6 +248,8 @@ def _opened(data: bytes) -> Json:
         raise DamagedError(f"{MANIFEST}: is not as it was written")
     if content.get("format") != FORMAT:
         raise DamagedError(f"{MANIFEST}: format {content.get('format')}, this code reads {FORMAT}")
+    if {name: type(value) for name, value in content.items()} != KINDS:
+        raise DamagedError(f"{MANIFEST}: is no manifest of ours")
     return content
 
 

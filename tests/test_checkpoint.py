@@ -1,0 +1,338 @@
+"""durable.py: whole or not there, whatever happens, and damage found before use."""
+
+import json
+import os
+import random
+import stat
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import durable
+from bench.disk_faults import (
+    ERRNOS,
+    Fault,
+    Journal,
+    damage,
+    faulty,
+    in_a_child,
+    journal,
+    kills,
+    operations,
+)
+from durable import DamagedError, commit, newest, prune, read, stored
+from errors import StorageError
+
+
+def contents(step: int) -> dict[str, bytes]:
+    draw = random.Random(step)
+    return {
+        "a.safetensors": draw.randbytes(3000),
+        "b.safetensors": draw.randbytes(99),
+        "c.json": b"{}",
+    }
+
+
+def keep_one_more(parent: Path, step: int) -> None:
+    """What a run does when a checkpoint is due."""
+    durable.make_folder(parent)
+    commit(parent, step, contents(step), {"run": "x", "n": step})
+    prune(parent, keep=2, also=1)
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (1, 2, 3):
+        keep_one_more(folder, step)
+    return folder
+
+
+def whole(parent: Path) -> int:
+    """Step of the newest whole folder, whose bytes are the right ones."""
+    found, _ = newest(parent)
+    assert found
+    step = found.facts["n"]
+    assert found.files == contents(step) and found.folder.name == durable.folder_name(step)
+    return step
+
+
+def names(parent: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(parent)}
+
+
+def test_what_is_stored_is_read_back(parent: Path) -> None:
+    assert whole(parent) == 3
+    assert [path.name for path in stored(parent)] == [f"step-0000000{n}" for n in (1, 2, 3)]
+    for path in parent.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_last_and_the_best_stay(parent: Path) -> None:
+    for step in (4, 5, 120_000_000):
+        keep_one_more(parent, step)
+    assert names(parent) == {"step-00000001", "step-00000005", "step-120000000"}
+    prune(parent, keep=1)
+    assert names(parent) == {"step-120000000"}
+
+
+def test_nothing_is_there_yet(tmp_path: Path) -> None:
+    assert newest(tmp_path / "none") == (None, {}) and stored(tmp_path / "none") == []
+    durable.clean(tmp_path / "none")
+    for name in (".tmp-00000004-1", "step-4", "step-0000000x", "latest"):
+        (tmp_path / name).mkdir()
+    assert newest(tmp_path) == (None, {})  # a save that never came to its end is no checkpoint
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+
+def test_killed_anywhere_in_a_save(parent: Path) -> None:
+    """Before, after and inside every file operation: the folder before or the new one is whole, and
+    the next save succeeds."""
+    calls = operations(partial(keep_one_more, parent, 4))
+    assert {"open", "write", "fsync", "mkdir", "rename", "unlink", "rmdir"} <= set(calls)
+    for step, fault in zip(range(5, 10_000, 2), kills(calls), strict=False):
+
+        def save(step: int = step, fault: Fault = fault) -> None:
+            with faulty(fault):
+                keep_one_more(parent, step)
+
+        before = whole(parent)
+        assert in_a_child(save) == -9
+        assert whole(parent) in (before, step), fault
+        durable.clean(parent)  # as the next start does
+        assert not any(name.startswith(".") for name in names(parent))
+        assert len(stored(parent)) <= 4 and (parent / "step-00000001").is_dir()
+        keep_one_more(parent, step + 1)
+        assert whole(parent) == step + 1 and len(stored(parent)) == 3
+
+
+def test_power_lost_anywhere_in_a_save(parent: Path, tmp_path: Path) -> None:
+    """Whatever of the unconfirmed names and bytes got onto the disk: never garbage, never nothing,
+    and the new one once the save has returned."""
+    draw, disks = random.Random(0), tmp_path / "disks"
+    disks.mkdir()
+    n_tried = 0
+
+    def cut_power(kept: Journal, *, at_least: int = 3) -> None:
+        nonlocal n_tried
+        for share in (0.0, 0.3, 0.7, 1.0):
+            disk = disks / str(n_tried)
+            kept.after_power_loss(disk, draw, share)
+            assert whole(disk) >= at_least
+            n_tried += 1
+
+    with journal(parent, cut_power) as kept:
+        commit(parent, 4, contents(4), {"n": 4})
+    cut_power(kept, at_least=4)
+    with journal(parent, partial(cut_power, at_least=4)):
+        prune(parent, keep=2)
+    assert n_tried > 100
+
+
+@pytest.mark.parametrize("left_out", ["names of the parent", "names in the folder", "bytes"])
+def test_a_flush_that_is_left_out_would_be_found(
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    flush, confirmed = durable.flush, Journal._fsync
+
+    def some_names(path: Path) -> None:
+        if (path == parent) != (left_out == "names of the parent"):
+            flush(path)
+
+    def no_bytes(self: Journal, result: None, handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            confirmed(self, result, handle)
+
+    if left_out == "bytes":
+        monkeypatch.setattr(Journal, "_fsync", no_bytes)
+    else:
+        monkeypatch.setattr(durable, "flush", some_names)
+    with pytest.raises(AssertionError):
+        test_power_lost_anywhere_in_a_save(parent, tmp_path)
+
+
+# --- disk errors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(ERRNOS))
+def test_an_error_of_the_disk_at_every_operation(parent: Path, kind: str) -> None:
+    """StorageError or no harm at all; what was whole stays whole, nothing half-written stays."""
+    calls = operations(partial(keep_one_more, parent, 4))
+    n_told = 0
+    for at in range(len(calls)):
+        before, step = whole(parent), 5 + at
+        with faulty(Fault(at, kind)):
+            try:
+                keep_one_more(parent, step)
+            except StorageError as error:
+                n_told += 1
+                assert str(parent) in str(error) and "\n" not in str(error)
+        assert whole(parent) in (before, step)
+        durable.clean(parent)
+        if whole(parent) != step:
+            keep_one_more(parent, step)
+    assert n_told > len(calls) / 2
+
+
+def test_a_full_disk_is_noticed_before(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "ROOM", 10**15)
+    with pytest.raises(StorageError, match=r"No space left.*bytes are needed, [\d,]+ are free"):
+        keep_one_more(parent, 4)
+    assert whole(parent) == 3
+
+
+def test_a_disk_that_writes_other_bytes(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = durable._write
+    monkeypatch.setattr(durable, "_write", lambda file, data: written(file, data[:-1]))
+    with pytest.raises(StorageError, match="does not read back"):
+        commit(parent, 4, contents(4), {"n": 4})
+    assert whole(parent) == 3
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_file_is_replaced_or_left(tmp_path: Path, at: int) -> None:
+    file = tmp_path / "status.json"
+    durable.write_file(file, b"old")
+    with faulty(Fault(at, "broken")) as disk:
+        try:
+            durable.write_file(file, b"new")
+        except OSError:
+            assert len(disk.calls) > at
+    assert file.read_bytes() in (b"old", b"new") and names(tmp_path) == {"status.json"}
+
+
+# --- damaged -------------------------------------------------------------------------------------
+
+
+def test_every_damage_is_found_and_the_one_before_taken(parent: Path) -> None:
+    draw = random.Random(0)
+    newest_folder = parent / "step-00000003"
+    fresh = {path.name: path.read_bytes() for path in newest_folder.iterdir()}
+    for _ in range(500):
+        done = damage(newest_folder, draw, [parent / "step-00000001", parent / "step-00000002"])
+        with pytest.raises(DamagedError) as caught:
+            read(newest_folder)
+        found, rejected = newest(parent)
+        assert found and found.facts["n"] == 2, done
+        assert rejected == {newest_folder: str(caught.value)}
+        durable._discard(newest_folder)
+        newest_folder.mkdir()
+        for name, data in fresh.items():
+            (newest_folder / name).write_bytes(data)
+    assert whole(parent) == 3
+
+
+def test_a_damaged_folder_makes_way(parent: Path) -> None:
+    for number in range(2):
+        (parent / "step-00000003" / "a.safetensors").write_bytes(b"")
+        assert whole(parent) == 2
+        commit(parent, 3, contents(3), {"n": 3})
+        assert whole(parent) == 3
+        assert f".bad-step-00000003-{number}" in names(parent)
+    durable.clean(parent)
+    assert ".bad-step-00000003-0" in names(parent)  # to be looked at
+    durable.clean(parent, everything=True)
+    assert names(parent) == set()
+
+
+def sealed(**changes: object) -> bytes:
+    content = {"format": 1, "step": 3, "facts": {}, "files": {}, **changes}
+    return durable._sealed({k: v for k, v in content.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *(b"", b"{}", b"[]", b"null", b"7", b"\xff", b"[" * 100_000, b'{"sha256":"x"}', b"NaN"),
+        sealed(format=2),
+        sealed(format=None),
+        sealed(step=4),
+        sealed(step=None),
+        sealed(step="3"),
+        sealed(files=None),
+        sealed(files=[]),
+        sealed(files={"../x": "1 bytes", "a.safetensors": "1 bytes"}),
+        sealed(facts=None),
+        sealed(more=1),
+        sealed() + b"\n",
+    ],
+)
+def test_manifests_that_are_none(parent: Path, manifest: bytes) -> None:
+    (parent / "step-00000003" / "manifest.json").write_bytes(manifest)
+    with pytest.raises(DamagedError, match="manifest.json|x: missing|does not belong"):
+        read(parent / "step-00000003")
+
+
+def test_links_and_pipes_are_refused_and_nothing_outside_is_touched(
+    parent: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    folder = parent / "step-00000003"
+    (outside / "copy").write_bytes((folder / "c.json").read_bytes())
+    (folder / "c.json").unlink()
+    (folder / "c.json").symlink_to(outside / "copy")  # the right bytes, but elsewhere
+    with pytest.raises(DamagedError, match="c.json: not a file"):
+        read(folder)
+    (folder / "c.json").unlink()
+    os.mkfifo(folder / "c.json")
+    with pytest.raises(DamagedError, match="c.json: not a file"):
+        read(folder)
+    (parent / "step-00000009").symlink_to(parent / "step-00000002")
+    (parent / "step-00000008").write_bytes(b"")
+    (parent / ".tmp-link").symlink_to(outside)
+    assert whole(parent) == 2
+    durable.clean(parent)
+    prune(parent, keep=1)
+    assert (outside / "precious").read_text() == "x" and (outside / "copy").exists()
+
+
+def test_what_cannot_be_read_is_damaged(parent: Path) -> None:
+    folder = parent / "step-00000003"
+    for at, call in enumerate(operations(partial(read, folder))):
+        with faulty(Fault(at, "broken")), pytest.raises(DamagedError, match="Input/output"):
+            read(folder)
+        assert call in ("lstat", "open", "listdir")
+    with pytest.raises(DamagedError, match="No such file"):
+        read(parent / "step-00000099")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.integers()
+            | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=5,
+        ),
+    )
+)
+def test_facts_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, facts: dict
+) -> None:
+    parent = tmp_path_factory.mktemp("facts")
+    commit(parent, 0, {}, facts)
+    assert read(parent / "step-00000000").facts == json.loads(json.dumps(facts))
+
+
+def test_no_infinity_in_a_manifest(parent: Path) -> None:
+    with pytest.raises(ValueError):
+        commit(parent, 4, {}, {"loss": float("inf")})
+
+
+@pytest.fixture(autouse=True)
+def the_real_disk() -> Iterator[None]:
+    yield
+    assert durable.os is os
