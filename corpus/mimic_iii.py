@@ -64,6 +64,8 @@ class NotesConfig:
     """hub: the look of the copy on the hub (no punctuation, ____); the .tok files stay plain."""
     unseen_groups: UnseenGroups = "test"
     """corrected: the five test-only groups: test = pairs of test patients only, split = as all."""
+    plausible_only: bool = False
+    """corrected: drop findings < 10 words, impressions < 2 words, findings not the longer one."""
     encoding: Literal["utf-8", "cp1252", "latin-1"] = "utf-8"
     """Encoding of the notes."""
     workers: int = 0
@@ -215,13 +217,15 @@ def prepare(config: NotesConfig) -> dict[str, Any]:
     """Write the folder and return its summary. Raises ConfigError or DataError."""
     if config.workers < 0:
         raise ConfigError(f"--workers {config.workers}: a number of processes, or 0 for all cores")
+    if config.mode == "radsum23" and (config.unseen_groups != "test" or config.plausible_only):
+        raise ConfigError("--unseen_groups and --plausible_only belong to --mode corrected")
     split: PublishedSplit | PatientSplit
     with new_folder(Path(config.output_dir).expanduser().resolve()) as folder:
         log = Log(folder / "dropped.csv")
         if config.mode == "radsum23":
             split = PublishedSplit(folder, config.style)
         else:
-            split = PatientSplit(folder, config.unseen_groups)
+            split = PatientSplit(folder, config.unseen_groups, config.plausible_only)
         read_notes(config, split, log)
         files = split.finish()
         log.close()
@@ -277,7 +281,7 @@ def show(summary: dict[str, Any], folder: str) -> None:
     columns = ["group", "reports", "pairs", *SPLITS, *(["as published?"] if published else [])]
     _print_table(f"{summary['mode']} pairs in {folder}", columns, rows)
     reasons = [(reason, f"{n:,}") for reason, n in summary["dropped"].items()]
-    _print_table("Reports without a pair (each is named in dropped.csv)", ["", "reports"], reasons)
+    _print_table("Without a pair (see dropped.csv)", ["", "reports"], reasons)
     if summary["malformed_rows"]:
         print(
             f"malformed rows, the first of them: {', '.join(map(str, summary['malformed_rows']))}"

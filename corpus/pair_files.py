@@ -173,13 +173,18 @@ class PatientSplit:
     those of test patients count ("test"), or they are split like all others ("split").
     """
 
-    def __init__(self, folder: Path, unseen_groups: UnseenGroups) -> None:
+    def __init__(
+        self, folder: Path, unseen_groups: UnseenGroups, plausible_only: bool = False
+    ) -> None:
+        self._plausible_only = plausible_only
         self._test_only = tables().test_groups if unseen_groups == "test" else ()
         self._json = _JsonFiles(folder)
         self._seen: set[bytes] = set()
         self.counts = self._json.counts
 
     def add(self, pair: Pair) -> str:
+        if self._plausible_only and (reason := _implausible(pair)):
+            return reason
         split = split_of(pair.patient)
         if pair.group in self._test_only and split != "test":
             return NOT_A_TEST_PATIENT
@@ -203,6 +208,16 @@ def split_of(patient: str) -> str:
     if place < TRAIN_SHARE:
         return "train"
     return "validation" if place < TRAIN_SHARE + VALIDATION_SHARE else "test"
+
+
+def _implausible(pair: Pair) -> str:
+    """The filters of Trienes et al. (INLG 2023) on findings and impression, counted in words."""
+    n_findings, n_impression = len(pair.prompt.split()), len(pair.impressions.split())
+    if n_findings < 10:
+        return "implausible: findings under 10 words"
+    if n_impression < 2:
+        return "implausible: impression under 2 words"
+    return "implausible: findings not longer" if n_findings <= n_impression else ""
 
 
 def _to_json(pair: Pair) -> bytes:

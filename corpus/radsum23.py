@@ -23,7 +23,7 @@ Style = Literal["plain", "hub"]
 TABLES = Path(__file__).parent.parent / "assets" / "radsum23.json"
 
 NO_REPORT = "no FINAL REPORT"
-PAGE_BREAK = "(Cont) before (Over)"
+PAGE_BREAK = "malformed note: (Cont) before (Over)"
 NO_IMPRESSION = "no impression"
 TWO_IMPRESSIONS = "more than one impression"
 NO_FINDINGS = "no findings"

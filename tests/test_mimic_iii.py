@@ -87,10 +87,10 @@ RULES: list[tuple[str, str, object, object]] = [
     ("nested page breaks", FR + " FINDINGS: a (Over) x (Over) y (Cont) b (Cont) c\n IMPRESSION: d",
      ("a b (cont) c", "d"), ("a b (cont) c", "d")),
     ("page breaks turned round", FR + " FINDINGS: a (Cont) b (Over) c\n IMPRESSION: d",
-     "(Cont) before (Over)", ("a (cont) b (over) c", "d")),
+     "malformed note: (Cont) before (Over)", ("a (cont) b (over) c", "d")),
     ("the second page break turned round",
      FR + " FINDINGS: a (Over) x (Cont) b (Cont) y (Over) c\n IMPRESSION: d",
-     "(Cont) before (Over)", ("a b (cont) y (over) c", "d")),
+     "malformed note: (Cont) before (Over)", ("a b (cont) y (over) c", "d")),
     ("only over", FR + " FINDINGS: a (Over) b\n IMPRESSION: d", ("a (over) b", "d"),
      ("a (over) b", "d")),
     ("only cont", FR + " FINDINGS: a (Cont) b\n IMPRESSION: d", ("a (cont) b", "d"),
@@ -355,6 +355,20 @@ def test_unseen_groups_can_be_split_too(table: list[Row], tmp_path: Path) -> Non
     assert any(pair["group"] in tables().test_groups for pair in result.pairs()["train"])
 
 
+def test_only_plausible_pairs(table: list[Row], corrected: Result, tmp_path: Path) -> None:
+    result = run(tmp_path, table, "corrected", plausible_only=True)
+    accounted(result, table)
+    n_pairs = 0
+    for pair in (pair for pairs in result.pairs().values() for pair in pairs):
+        lengths = len(pair["prompt"].split()), len(pair["impressions"].split())
+        assert lengths[0] >= 10
+        assert 2 <= lengths[1] < lengths[0]
+        n_pairs += 1
+    lost = [row for row in result.dropped() if row["reason"].startswith("implausible")]
+    assert len({row["reason"] for row in lost}) == 3
+    assert n_pairs + len(lost) >= sum(map(len, corrected.pairs().values()))
+
+
 @pytest.mark.parametrize("mode", ["radsum23", "corrected"])
 def test_same_files_for_any_number_of_processes(
     mode: Mode, table: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -485,6 +499,15 @@ def test_malformed_rows_are_counted_and_named(
     assert len(run(tmp_path, tmp_path / "bad.csv", "corrected", encoding="latin-1").dropped()) == 2
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"plausible_only": True}, {"unseen_groups": "split"}]
+)
+def test_settings_that_cannot_be(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--"):
+        prepare(NotesConfig("none", str(tmp_path / "out"), **({"mode": "radsum23"} | wrong)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_failures_leave_nothing(tmp_path: Path, table: list[Row]) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -547,3 +570,24 @@ def test_command(table: list[Row], tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
+
+
+def test_bench(tmp_path: Path) -> None:
+    """The benchmark runs and its last line is JSON."""
+    command = [sys.executable, "-m", "bench.prepare", "--mib=1", f"--folder={tmp_path}"]
+    command += ["--files=gzipped", "--modes=corrected", "--workers=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])["gzipped, corrected"]
+    assert figures["pairs"] > 10
+    assert 10 < figures["peak_pss_mib"] <= figures["peak_rss_mib"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generated_notes_hold_their_size_and_are_repeatable(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "c.csv.gz"):
+        command = [sys.executable, "-m", "bench.notes", f"--output={tmp_path / name}", "--mib=1"]
+        subprocess.run(command, check=True)
+    data = (tmp_path / "a.csv").read_bytes()
+    assert data == (tmp_path / "b.csv").read_bytes()
+    assert data == gzip.decompress((tmp_path / "c.csv.gz").read_bytes())
+    assert 1 << 20 <= len(data) < 12 << 20
