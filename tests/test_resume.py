@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
+import checkpoint
 import durable
+import gradients
 import tracking
 import train_loop
+from errors import ResumeError
 from tests.tiny import Tiny, metrics
 
 LAST = ("weights.safetensors", "optimizer.safetensors", "state.json")
@@ -50,7 +55,6 @@ def bits(folder: Path) -> dict[str, Any]:
         for line in metrics(folder, kind)
     ]
     kept = [file.read_bytes() for file in folder.glob("[am]*/*.safetensors")]  # adapter or model
-    assert len(kept) == 1
     weights = [last.files[name] for name in LAST[:2]]
     return {"kept": kept, "weights": weights, "state": state, "log": log}
 
@@ -114,3 +118,134 @@ def test_resumed_with_other_settings_gives_the_same_bits(
         folder = stopped_after(step, undisturbed, tmp_path / str(step))
         run(tiny, folder, **cell)
         assert bits(folder) == bits(undisturbed)
+
+
+# --- what is stored is needed --------------------------------------------------------------------
+
+
+def without(files: dict[str, bytes], item: str) -> dict[str, bytes]:
+    """The stored state with one item as it is at the start of a run."""
+    state = json.loads(files["state.json"])
+    part, _, name = item.partition(".")
+    if part in state and name in state[part]:
+        value = state[part][name]
+        state[part][name] = [0.0, 0.0] if name == "epoch" and part == "tracker" else type(value)()
+        return {**files, "state.json": durable.canonical(state)}
+    tensors = load(files[f"{part}.safetensors"])
+    start = {n: t * 0 if not name or n.startswith(name + ".") else t for n, t in tensors.items()}
+    return {**files, f"{part}.safetensors": save(start)}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *("nothing", "weights", "optimizer.exp_avg", "optimizer.exp_avg_sq", "optimizer.step"),
+        *("progress.step", "progress.offset", "progress.epoch", "progress.updates"),
+        *("tracker.window", "tracker.epoch", "tracker.n_done", "skips.total"),
+    ],
+)
+def test_leaving_anything_out_changes_bits(
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Path],
+    item: str,
+) -> None:
+    """Stopped in the second epoch, after a skipped step, between two log lines."""
+    spoil(monkeypatch, {5})
+    undisturbed = whole(lora__alpha=8.5)  # a run of its own: spoiled
+    folder = stopped_after(7, undisturbed, tmp_path / "run")
+    if item != "nothing":
+        restore = checkpoint.TrainingState.restore
+        monkeypatch.setattr(
+            checkpoint.TrainingState,
+            "restore",
+            lambda self, kept: restore(self, without(kept, item)),
+        )
+    run(tiny, folder, lora__alpha=8.5)
+    assert (bits(folder) == bits(undisturbed)) == (item == "nothing")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """The loss of these steps (from 1) is not a number."""
+    now = [0]
+    mix_seed, finish = train_loop.mix_seed, gradients.GradientSum.finish
+
+    def note(seed: int, step: int, shard: int) -> int:
+        now[0] = step + 1
+        return mix_seed(seed, step, shard)
+
+    def spoiled(self: gradients.GradientSum, wish: float) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, wishes = finish(self, wish)
+        return loss * float("nan") if now[0] in bad else loss, wishes
+
+    monkeypatch.setattr(train_loop, "mix_seed", note)
+    monkeypatch.setattr(gradients.GradientSum, "finish", spoiled)
+
+
+@pytest.mark.parametrize("step", [5, 6, 7])
+def test_skips_in_a_row_are_counted_across_a_stop(
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    step: int,
+) -> None:
+    """Three in a row end the run with exit code 6 at the same step, and again, and again."""
+    spoil(monkeypatch, {6, 7, 8})
+    for folder in (tmp_path / "whole", tmp_path / "run", tmp_path / "run"):
+        with pytest.raises(SystemExit) as caught:
+            run(tiny, folder, max_skips=3)
+        assert caught.value.code == 6
+        assert "3 steps in a row, the last one step 8 with" in capfd.readouterr().err
+        status = json.loads((folder / "exit_status.json").read_text())
+        assert status["code"] == 6 and status["checkpoint"] == "step-00000007"
+        if folder.name == "whole":
+            stopped_after(step, folder, tmp_path / "run")
+
+
+def test_the_scaler_goes_on_where_it_was() -> None:
+    """Scale and growth tracker: its scale grows at every third good step, stopped or not."""
+
+    def state() -> checkpoint.TrainingState:
+        weight = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(weight.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
+        progress = checkpoint.Progress(torch.zeros(()))
+        return checkpoint.TrainingState(weight, optimizer, scaler, progress)
+
+    def steps(of: checkpoint.TrainingState, n: int) -> list[float]:
+        scales = []
+        for _ in range(n):
+            of.optimizer.zero_grad()
+            of.scaler.scale(of.engine(torch.ones(1, 2)).sum()).backward()
+            of.scaler.step(of.optimizer)
+            of.scaler.update()
+            scales.append(of.scaler.get_scale())
+        return scales
+
+    undisturbed, first, second = state(), state(), state()
+    scales = steps(undisturbed, 8)
+    assert scales == [64, 64, 128, 128, 128, 256, 256, 256]
+    told = steps(first, 5)
+    second.restore(first.files())
+    assert told + steps(second, 3) == scales
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "shape"])
+def test_weights_of_another_model_are_named_and_nothing_has_changed(change: str) -> None:
+    def state(sizes: tuple[int, ...]) -> checkpoint.TrainingState:
+        engine = torch.nn.Sequential(*(torch.nn.Linear(n, n) for n in sizes))
+        optimizer = torch.optim.AdamW(engine.parameters())
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        return checkpoint.TrainingState(
+            engine, optimizer, scaler, checkpoint.Progress(torch.zeros(()))
+        )
+
+    sizes = {"missing": (2,), "more": (2, 2, 2), "shape": (2, 3)}[change]
+    here, there = state((2, 2)), state(sizes)
+    before = [weight.clone() for weight in here.engine.parameters()]
+    there.progress.step = 7
+    with pytest.raises(ResumeError, match=r"2\.(bias|weight)|1\.(bias|weight)"):
+        here.restore(there.files())
+    assert all(map(torch.equal, here.engine.parameters(), before)) and here.progress.step == 0
