@@ -72,8 +72,8 @@ _WITHIN_LINE = re.compile(
 _AFTER_FULL_STOP = re.compile(rf"(?<=[.?!] )(?P<head>(?P<title>{_TITLE})(?P<colon>:))(?= )")
 _PAGE_BREAK = re.compile(r"\(Over\).*?\(Cont\)", re.DOTALL)
 _EXAMINED = re.compile(
-    r"\b(CTA?|MR[IAV]?|US|ULTRASOUND|X-?RAYS?|RADIOGRAPHS?|PET|HEAD|BRAIN|NECK|CHEST|ABDOMEN|PELVIS|"
-    r"SPINE|SINUS(ES)?)\b",
+    r"\b(CTA?|MR[IAV]?|US|ULTRASOUND|X-?RAYS?|RADIOGRAPHS?|PET|HEAD|BRAIN|NECK|CHEST|ABDOMEN|"
+    r"PELVIS|SPINE|SINUS(ES)?)\b",
     re.IGNORECASE,
 )
 
