@@ -1,0 +1,317 @@
+"""The faithfulness check on sentences written for the purpose; what must hold for any text; and
+the bench that measures it. Text of reports appears here only because it is made up."""
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spacy.tokens import Doc
+
+from bench import faithfulness as bench
+from bench.clean_impressions import Report, restate
+from bench.injections import CHECK_OF, inject
+from corpus.synthetic import generate
+from scoring import claims
+from scoring.clinical_terms import FINDING, lexicon, phrases
+from scoring.faithfulness import CHECKS, findings, rate, rates, unsupported
+from scoring.marks import LEVEL, SIDE, SIZE, marks
+from scoring.negation import TERMS, parse
+
+# (report, impression, the text that the check must mark; "" = none)
+MEASUREMENT = [
+    ("nodule of 12 mm", "12 mm nodule", ""),
+    ("nodule of 12 mm", "1.2 cm nodule", ""),
+    ("nodule of 1.2 cm", "12 mm nodule", ""),
+    ("nodule of 12 mm", "12 cm nodule", "12 cm"),
+    ("nodule of 12 mm", "13 mm nodule", "13 mm"),
+    ("mass of 3 x 4 cm", "3 x 4 cm mass", ""),
+    ("mass of 3 x 4 cm", "4 cm mass", ""),
+    ("mass of 3 x 4 cm", "30 by 40 mm mass", ""),
+    ("mass of 3 x 4 cm", "3 x 5 cm mass", "3 x 5 cm"),
+    ("mass of 3 x 4 x 5 cm", "5 cm mass", ""),
+    ("mass of 4 3 x 2 8 cm", "4.3 cm mass", ""),  # the decimal points are lost in such reports
+    ("mass of 4.3 cm", "4 3 cm mass", ""),
+    ("mass of 19 mm", "2 cm mass", ""),  # rounded
+    ("mass of 14 mm", "2 cm mass", "2 cm"),
+    ("nodule of 4 to 6 mm", "6 mm nodule", ""),
+    ("a nodule is seen", "5 mm nodule", "5 mm"),
+    ("nodule of 12 mm", "nodule", ""),
+    ("20 ml of fluid", "20 cc of fluid", ""),
+    ("20 ml of fluid", "20 mm of fluid", "20 mm"),
+    ("nodule of 8-mm", "8mm nodule", ""),
+]
+LATERALITY = [
+    ("right pleural effusion", "right pleural effusion", ""),
+    ("right pleural effusion", "left pleural effusion", "left"),
+    ("right pleural effusion left lung clear", "left pleural effusion", "left"),
+    ("right pleural effusion. the left lung is clear.", "left pleural effusion", "left"),
+    ("bilateral pleural effusions", "left pleural effusion", ""),
+    ("left pleural effusion and right pleural effusion", "bilateral pleural effusions", ""),
+    ("left pleural effusion", "bilateral pleural effusions", "bilateral"),
+    ("opacity in the left lower lobe and right pleural effusion", "left opacity", ""),
+    ("opacity in the left lower lobe and right pleural effusion", "right opacity", "right"),
+    ("opacity in the left lower lobe and right pleural effusion", "left effusion", "left"),
+    ("opacities in both lungs", "bilateral opacities", ""),
+    ("opacities in the lung bases", "bibasilar opacities", ""),
+    ("left adrenal nodule right renal cyst", "right adrenal nodule", "right"),
+    ("the right collecting system is dilated", "left hydronephrosis", "left"),
+    ("effusion on the left", "left effusion", ""),
+    ("there is a rll opacity", "right lower lobe opacity", ""),
+    ("there is a ____ opacity", "left opacity", ""),  # the removed word may have been the side
+    ("normal chest", "no left effusion", ""),
+]
+LEVEL_CASES = [
+    ("disc herniation at l4-l5", "l4-5 disc herniation", ""),
+    ("disc herniation at l4-5", "disc herniation at l4-l5", ""),
+    ("disc herniation at l4/5", "disc herniation at l4-l5", ""),
+    ("disc herniation at l4-l5", "disc herniation at l3-l4", "l3-l4"),
+    ("compression fracture of t12", "t12 compression fracture", ""),
+    ("compression fracture of t12", "t11 compression fracture", "t11"),
+    ("fractures of t6 through t9", "t8 fracture", ""),
+    ("fracture of c3 and stenosis at c5-c6", "stenosis at c3-c4", "c3-c4"),
+    ("right upper lobe pneumonia", "right upper lobe pneumonia", ""),
+    ("right upper lobe pneumonia", "right lower lobe pneumonia", "lower"),
+    ("opacity at the left base", "left lower lobe opacity", ""),
+    ("nodule in the right apex", "right upper lobe nodule", ""),
+    ("opacity in the lingula", "left upper lobe opacity", ""),
+    ("acute infarct in the left frontal lobe", "left parietal infarct", "parietal"),
+    ("fracture of the right 7th rib", "right 7th rib fracture", ""),
+    ("fracture of the right 7th rib", "right 8th rib fracture", "8th"),
+    ("t2 hyperintense lesion in the liver", "liver lesion", ""),
+    ("l5-s1 disc bulge", "disc bulge at l5/s1", ""),
+]
+NEGATION = [
+    ("no evidence of pneumothorax", "pneumothorax", "pneumothorax"),
+    ("no evidence of pneumothorax", "no pneumothorax", ""),
+    ("there is a pneumothorax", "no evidence of pneumothorax", "pneumothorax"),
+    ("the pneumothorax has resolved", "pneumothorax", "pneumothorax"),
+    ("the pneumothorax has resolved", "no pneumothorax", ""),
+    ("lungs are clear without effusion", "pleural effusion", "pleural effusion"),
+    ("no change in the effusion", "pleural effusion", ""),
+    ("no change in the effusion", "no effusion", "effusion"),
+    ("cannot exclude pneumonia", "possible pneumonia", ""),
+    ("pneumonia cannot be excluded", "pneumonia", ""),
+    ("no large pleural effusion", "small pleural effusion", ""),
+    ("no acute fracture", "acute fracture", "fracture"),
+    ("old rib fracture", "no acute fracture", ""),
+    ("no effusion or pneumothorax mild cardiomegaly", "cardiomegaly", ""),
+    ("no effusion or pneumothorax mild cardiomegaly", "no cardiomegaly", "cardiomegaly"),
+    ("no consolidation effusion or pneumothorax", "consolidation", "consolidation"),
+    ("the heart is not enlarged", "cardiomegaly", "cardiomegaly"),
+    ("the heart is normal in size", "cardiomegaly", "cardiomegaly"),
+    ("left effusion no right effusion", "right effusion", "effusion"),
+    ("left effusion no right effusion", "left effusion", ""),
+    ("the lungs are clear thoracic spondylosis", "thoracic spondylosis", ""),
+]
+COMPARISON = [
+    ("there is an effusion", "unchanged effusion", "unchanged"),
+    ("there is an effusion", "stable effusion", "stable"),
+    ("there is an effusion", "new effusion", "new"),
+    ("there is an effusion", "effusion compared to prior study", "compared to"),
+    ("there is an effusion", "effusion increased since the prior exam", "increased"),
+    ("the effusion is unchanged", "stable effusion", ""),
+    ("comparison is made to ____ there is an effusion", "increased effusion since prior", ""),
+    ("the effusion has increased since ____", "effusion increased since ____", ""),
+    ("interstitial markings are prominent", "increased interstitial markings", ""),
+    ("there is an effusion", "effusion recommend comparison with prior study", ""),
+    ("the effusion is again seen", "persistent effusion", ""),
+    ("the lungs are clear", "clear lungs", ""),
+]
+ADDED = [
+    ("the lungs are clear", "hiatal hernia", "hiatal hernia"),
+    ("the lungs are clear", "no hiatal hernia", ""),
+    ("there is consolidation in the left lobe", "pneumonia", ""),  # a sign that it is read from
+    ("the gallbladder contains stones", "cholelithiasis", ""),
+    ("dilated bowel loops with a transition point", "small bowel obstruction", ""),
+    ("there is an effusion", "effusion and pulmonary embolism", "pulmonary embolism"),
+    ("there is an effusion", "effusion may represent pneumonia", ""),  # only suspected
+    ("there is an effusion", "effusion cannot exclude pneumonia", ""),
+    ("heart size is upper limits of normal", "borderline cardiomegaly", ""),
+    ("the aorta is tortuous", "acute appendicitis", "appendicitis"),
+    ("enlarged cardiac silhouette", "cardiomegaly", ""),
+    ("the heart is mildly enlarged", "cardiomegaly", ""),
+    ("there is a nodule", "aortic aneurysm", "aortic aneurysm"),
+]
+GOLDEN = [
+    pytest.param(check, *case, id=f"{check}: {case[0][:40]} | {case[1][:30]}")
+    for check, cases in zip(
+        CHECKS, (MEASUREMENT, LATERALITY, LEVEL_CASES, NEGATION, COMPARISON, ADDED), strict=True
+    )
+    for case in cases
+]
+REPORTS = [report.prompt for report in generate(40, seed=3)]
+WORDS = re.findall(r"\S+", " ".join(REPORTS[:10])) + ["l4-5", "3.2", "cm", "____", "\n", "é", "1."]
+texts = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)
+
+
+@pytest.mark.parametrize(("check", "source", "impression", "marked"), GOLDEN)
+def test_what_each_check_marks(check: str, source: str, impression: str, marked: str) -> None:
+    spans = findings(source, impression)[check]
+    assert [impression[s.start : s.end] for s in spans[:1]] == ([marked] if marked else [])
+
+
+@pytest.mark.parametrize("source", REPORTS)
+def test_a_sentence_of_the_report_is_supported(source: str) -> None:
+    for sentence in parse(source).sents:
+        found = findings(source, sentence.text)
+        assert not any(found.values()), (sentence.text, found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts, texts)
+def test_spans_lie_in_the_impression_and_reasons_hold_no_text(source: str, impression: str) -> None:
+    found = findings(source, impression)
+    assert tuple(found) == CHECKS
+    for span in (span for spans in found.values() for span in spans):
+        assert 0 <= span.start < span.end <= len(impression)
+        assert impression[span.start : span.end].strip()
+        assert span.reason in REASONS
+    assert findings(source, impression) == found
+
+
+REASONS = {
+    *("no such measurement in the report", "no prior study in the report", "not in the report"),
+    *("other side", "other level", "no such side in the report", "no such level in the report"),
+    *("the report denies it", "the report states it", "the report calls the organ normal"),
+}
+
+
+def test_empty_texts() -> None:
+    assert not any(findings("", "").values())
+    assert not any(findings("there is a nodule", "").values())
+    assert findings("", "left effusion")["added finding"]
+
+
+def test_capitals_and_stops_change_nothing() -> None:
+    source = "There is a 12 mm nodule in the RIGHT lower lobe. No pneumothorax, effusion. L4-L5."
+    assert not any(findings(source, "1.2 cm right lower lobe nodule. No effusion.").values())
+    assert findings(source, "12 mm LEFT lower lobe nodule.")["laterality"]
+
+
+def test_unsupported_and_rates() -> None:
+    flags = unsupported(["right effusion", "no edema"], ["left effusion", "no edema"])
+    assert tuple(flags) == CHECKS
+    assert flags["laterality"].tolist() == [True, False]
+    assert flags["laterality"].dtype == bool
+    figures = rates(flags, seed=1)
+    assert figures["laterality"]["per_100"] == 50
+    assert figures == rates(flags, seed=2)
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_the_interval_is_wilsons() -> None:
+    # Wilson (1927), as tabulated for 10 of 100
+    low, high = rate(10, 100)["interval"]
+    assert (round(low, 2), round(high, 2)) == (5.52, 17.44)
+
+
+def test_sizes_that_differ_or_are_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter|longer"):
+        unsupported(["a"], [])
+    with pytest.raises(ValueError, match="0 reports"):
+        rates({"level": np.zeros(0, bool)}, 0)
+
+
+def test_negation_is_that_of_the_term_set_not_of_a_word() -> None:
+    def denied(text: str) -> dict[str, bool]:
+        doc = parse(text)  # spans live as long as their document
+        return {s.text: s._.negated for s in doc.spans[TERMS] if s.id_ == FINDING}
+
+    assert denied("no pneumonia effusions edema or masses") == dict.fromkeys(
+        ("pneumonia", "effusions", "edema", "masses"), True
+    )
+    assert denied("small effusion but no edema") == {"effusion": False, "edema": True}
+    assert denied("free air") == {"free air": False}
+    assert denied("mass not seen on the prior study") == {"mass": False}
+    assert denied("no displaced fracture is seen there is an effusion") == {
+        "fracture": True,
+        "effusion": False,
+    }
+
+
+def test_values_of_marks() -> None:
+    def values(text: str, kind: str) -> list[set[str]]:
+        return [set(mark.values) for mark in marks(text) if mark.kind == kind]
+
+    assert values("bilateral", SIDE) == [{"left", "right"}]
+    assert values("l4-l5", LEVEL) == values("L4/5", LEVEL) == [{"l4-l5"}]
+    assert values("t6 and t8", LEVEL) == [{"t6", "t8"}]
+    assert values("t2 weighted", LEVEL) == values("frontal view", LEVEL) == []
+    assert values("2 x 3 cm", SIZE) == [{"length:20", "length:30"}]
+    assert values("1 5 cm", SIZE) == [{"length:15", "length:50"}]
+
+
+def test_the_lexicon_is_whole() -> None:
+    found = lexicon()
+    organs = set(found.terms["anatomy"].values())
+    assert all(places <= organs for places in found.organs.values())
+    assert len(set(found.terms[FINDING].values())) > 90
+    assert "no change" in phrases("pseudo")
+    with pytest.raises(KeyError):
+        found.supports["no such finding"]
+
+
+def test_reports_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    claims.read.cache_clear()
+    calls: list[str] = []
+
+    def counted(text: str) -> Doc:
+        calls.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(claims, "parse", counted)
+    for impression in ("left effusion", "right effusion", "effusion"):
+        findings("there is a left effusion", impression)
+    assert calls.count("there is a left effusion") == 1
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[Report]:
+    return [Report(r.prompt, r.impressions, r.group, True) for r in generate(120, seed=5)]
+
+
+@pytest.mark.parametrize("kind", CHECK_OF)
+def test_an_injection_is_one_edit_that_is_found(kind: str, reports: list[Report]) -> None:
+    cases = inject(kind, reports, 8, random.Random(0))
+    assert cases
+    assert cases == inject(kind, reports, 8, random.Random(0))
+    caught = 0
+    for case in cases:
+        assert case.edited != case.clean
+        assert 0 <= case.start < case.end <= len(case.edited)
+        caught += bench.is_caught(case, findings(case.source, case.edited), [CHECK_OF[kind]])
+    assert caught >= 0.75 * len(cases)
+
+
+def test_real_reports_get_a_restated_clean_twin() -> None:
+    report = Report("there is a right effusion the heart is normal in size", "", "", False)
+    (case,) = inject("side flip", [report], 1, random.Random(0))
+    assert "right" in case.clean and "left" in case.edited
+    assert not any(findings(case.source, case.clean).values())
+    assert restate("there is a 12 mm nodule", random.Random(1)) != ""
+
+
+def test_the_bench_prints_tables_and_one_line_of_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["faithfulness", "--n", "40"])
+    monkeypatch.setattr(bench, "generate", lambda n, seed: generate(150, seed))
+    bench.main()
+    *_, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)
+    assert set(figures["errors"]) == {*CHECK_OF, "overall"}
+    assert figures["errors"]["overall"]["own"]["n"] == 40
+    assert set(figures["references"]) == set(CHECKS)
+
+
+def test_the_bench_refuses_too_small_a_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["faithfulness", "--n", "3"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "--n is 3" in capsys.readouterr().err
