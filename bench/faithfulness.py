@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.clean_impressions import Report
@@ -56,7 +57,9 @@ def load(config: FaithfulnessConfig) -> tuple[str, list[Report]]:
         made = generate(max(1000, config.n), HELD_OUT + config.seed)
         return "synthetic", [Report(r.prompt, r.impressions, r.group, True) for r in made]
     pairs = read_split(config.data.path, "test").pairs
-    return config.data.path, [Report(p.prompt, p.impression, p.group, False) for p in pairs]
+    return Path(config.data.path).name, [
+        Report(p.prompt, p.impression, p.group, False) for p in pairs
+    ]
 
 
 def is_caught(case: Case, found: dict[str, list[Span]], checks: Sequence[str]) -> bool:
@@ -88,6 +91,15 @@ def _share(figures: dict[str, Any] | None) -> str | None:
         return None
     low, high = figures["interval"]
     return f"{figures['per_100']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _rounded(value: Any) -> Any:
+    """Two decimals wherever there are any."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 2) if isinstance(value, float) else value
 
 
 def _tables(corpus: str, judged: dict[str, Any], shifts: dict[str, Any], floor: Any) -> None:
@@ -145,7 +157,8 @@ def main() -> None:
     lines = {
         k: {"own": own, "any": any_, "lost": shifts.get(k)} for k, (own, any_) in judged.items()
     }
-    print(json.dumps({"corpus": corpus, "errors": lines, "references": floor, "seconds": seconds}))
+    figures = {"corpus": corpus, "errors": lines, "references": floor, "seconds": seconds}
+    print(json.dumps(_rounded(figures)))
 
 
 if __name__ == "__main__":

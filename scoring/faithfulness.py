@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from scoring.claims import GRADES, QUALIFIERS, SMALL, Claim, Text, read
 from scoring.clinical_terms import ANATOMY, FINDING, SIGN, lexicon
-from scoring.marks import LEVEL, PAIR, SIDE, SIZE, VERTEBRAE, Mark, Reading
+from scoring.marks import LEFT_RIGHT, LEVEL, PAIR, SIDE, SIZE, VERTEBRAE, Mark, Reading
 
 CHECKS = ("measurement", "laterality", "level", "negation", "comparison", "added finding")
 CONFIDENCE = 0.95
@@ -30,7 +30,7 @@ STUDIES = (
     r"(?:study|studies|exams?|examinations?|ct|chest|radiographs?|films?|imaging|images?|____)"
 )
 COMPARED = re.compile(
-    rf"\b(unchanged|stable|stability|interval|(?:prior|previous)(?=\s+(?:\w+\s+)?{STUDIES})|"
+    rf"\b(unchanged|stable|stability|interval(?!\s+follow)|(?<!no )(?<!absence of )(?:prior|previous)(?=\s+(?:\w+\s+)?{STUDIES})|"
     rf"since(?=\s+(?:the\s+)?(?:prior|previous|last|____|{STUDIES}))|compared (?:to|with)|"
     r"in comparison|no (?:significant |interval )*change|not (?:significantly )?changed|new|newly|"
     r"(?:in|de)creas(?:ed|ing)(?=\s+(?:in size|from|since|compared))|worsen(?:ed|ing)|"
@@ -50,6 +50,9 @@ ADVICE = re.compile(
     r"available|helpful|follow-?\s?up|evaluat\w+|indicated|needed|should)\b",
     re.IGNORECASE,
 )
+
+
+ADVICE_REACH = 8  # words: "recommend ... comparison with prior studies" compares nothing yet
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -132,11 +135,13 @@ def _places(report: Text, said: Text, kind: str) -> Iterator[Span]:
         ):
             continue
         candidates = _candidates(report, claim)
-        values = _closest_values(claim, candidates, kind)
-        if not values and any(c.masked for c in candidates):
+        closest = _closest_values(claim, candidates, kind)
+        every = frozenset(value for c in candidates for value in _given(c, kind))
+        if not closest and any(c.masked for c in candidates):
             continue
-        reason = f"other {kind}" if values else f"no such {kind} in the report"
+        reason = f"other {kind}" if closest else f"no such {kind} in the report"
         for mark in own:
+            values = every if mark.values == LEFT_RIGHT else closest
             if not _supported(mark.values, values or anywhere, kind):
                 yield Span(mark.start, mark.end, reason)
     for mark in said.loose:
@@ -265,5 +270,6 @@ def _comparisons(source: str, impression: str) -> Iterator[Span]:
     if PRIOR.search(source):
         return
     for match in COMPARED.finditer(impression):
-        if not ADVICE.search(impression):
+        lead = impression[: match.start()].split()[-ADVICE_REACH:]
+        if not ADVICE.search(" ".join(lead)):
             yield Span(*match.span(), "no prior study in the report")

@@ -16,7 +16,8 @@ LEFT_RIGHT = frozenset(("left", "right"))
 
 SIDES = re.compile(
     r"\b(?:(?P<left>left|leftward|lll|lul|lingular?)|(?P<right>right|rightward|rll|rul|rml)|"
-    r"(?P<both>bilateral(?:ly)?|both(?=\s+\w+s\b)|bi(?:basilar|basal|apical|hilar)))\b",
+    r"(?P<both>bilateral(?:ly)?|both(?=(?:\s+\w+)?\s+\w+s\b)|bi(?:basilar|basal|apical|hilar)))\b"
+    r"(?!\s+(?:lateral\s+)?decubitus)",
     re.IGNORECASE,
 )
 # Both sides as a report may mean them; in an impression they state no side.
@@ -34,7 +35,7 @@ ZONES = re.compile(
     re.IGNORECASE,
 )
 BRAIN = re.compile(
-    r"\b(frontal|parietal|temporal|occipital)\b(?!\s+(?:and|views?|radiographs?|chest|projection))",
+    r"\b(frontal|parietal|temporal|occipital)\b(?!\s*/|\s+(?:and|views?|radiographs?|chest|projection))",
     re.IGNORECASE,
 )
 RIBS = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)\b(?=(?:\s+[a-z]+){0,2}\s+ribs?\b)", re.IGNORECASE)

@@ -63,6 +63,8 @@ LATERALITY = [
     ("there is a rll opacity", "right lower lobe opacity", ""),
     ("there is a ____ opacity", "left opacity", ""),  # the removed word may have been the side
     ("normal chest", "no left effusion", ""),
+    ("opacity in the right apex and at the left base", "bilateral opacities", ""),
+    ("right effusion", "right effusion left lateral decubitus film may help", ""),
 ]
 LEVEL_CASES = [
     ("disc herniation at l4-l5", "l4-5 disc herniation", ""),
@@ -118,6 +120,8 @@ COMPARISON = [
     ("the effusion has increased since ____", "effusion increased since ____", ""),
     ("interstitial markings are prominent", "increased interstitial markings", ""),
     ("there is an effusion", "effusion recommend comparison with prior study", ""),
+    ("there is a nodule", "nodule in the absence of prior studies interval followup", ""),
+    ("there is a nodule", "new nodule biopsy recommended", "new"),
     ("the effusion is again seen", "persistent effusion", ""),
     ("the lungs are clear", "clear lungs", ""),
 ]
@@ -134,6 +138,7 @@ ADDED = [
     ("the aorta is tortuous", "acute appendicitis", "appendicitis"),
     ("enlarged cardiac silhouette", "cardiomegaly", ""),
     ("the heart is mildly enlarged", "cardiomegaly", ""),
+    ("lungs are clear", "fractures may not be demonstrated", ""),
     ("there is a nodule", "aortic aneurysm", "aortic aneurysm"),
 ]
 GOLDEN = [
