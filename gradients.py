@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from collation import Batch
 from errors import ConfigError
 from plan import Step
 
@@ -31,6 +32,14 @@ class GradientSum:
 
     def _wrapped(self, engine: nn.Module) -> nn.Module:
         return self.accelerator.prepare_model(engine)
+
+    def settle(self, batch: Batch) -> None:
+        """Let a batch without labels pass: after its first backward DDP orders its buckets anew,
+        and from three ranks on their order decides bits. A run that goes on must begin alike."""
+        if self.accelerator.num_processes > 2:
+            tensors = {name: t.to(self.accelerator.device) for name, t in batch.items()}
+            self.forward(**tensors).backward()
+            self.forward.zero_grad(set_to_none=True)
 
     @contextmanager
     def micro_batch(self, step: Step, number: int) -> Iterator[None]:

@@ -85,9 +85,9 @@ def train(
     to stop early."""
     device, rank, n_ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     precision = resolve_precision(config.precision, device)
-    # DDP where there are several ranks.
     gradients = gradient_sum(accelerator, engine, deterministic=config.deterministic)
-    forward = gradients.forward
+    gradients.settle(collate([]))
+    forward = gradients.forward  # DDP where there are several ranks
     weights = [weight for weight in engine.parameters() if weight.requires_grad]
     rate = torch.zeros((), device=device)
     optimizer = build_optimizer(config.optimizer, weights, rate, weight_decay=config.weight_decay)

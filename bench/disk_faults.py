@@ -97,24 +97,34 @@ def journal(root: Path, after: Callable[["Journal"], None]) -> Iterator["Journal
         yield kept
 
 
-def in_a_child(action: Callable[[], object]) -> int:
-    """Run it in a forked process, quietly; its exit code, or minus the signal that ended it."""
+def start(action: Callable[[], object], *, quiet: bool = True) -> int:
+    """Run it in a forked process; its number."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
-    if child == 0:
-        code = 1
-        try:
+    if child:
+        return child
+    code = 1
+    try:
+        if quiet:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
-            action()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        finally:
-            os._exit(code)
+        action()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for its end: exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_a_child(action: Callable[[], object]) -> int:
+    return ended(start(action))
 
 
 def operations(action: Callable[[], object]) -> list[str]:

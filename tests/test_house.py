@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "durable": {"errors"},
     "tracking": {"durable", "errors", "published"},
     "stopping": {"errors"},
-    "gradients": {"errors", "plan"},
+    "gradients": {"collation", "errors", "plan"},
     "checkpoint": {"durable", "errors", "stopping"},
     "scoring.describe": {"scoring.duplicates"},
     "scoring.guard_rails": {"scoring.describe"},
