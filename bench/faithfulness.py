@@ -7,8 +7,9 @@ clean twin; the injected one differs by one edit that is an error by constructio
 a check's alarms on the clean twins as false, recall its spans in the edited statement. Without a
 path: synthetic reports, whose impression is a function of the findings (clean as it is). With one:
 statements of the findings, restated by rule (its test split). The rules and the lexicon were
-developed on other synthetic seeds and on training splits only; no test report was looked at. The
-noise floor is the rate on the radiologists' own impressions. The last line is JSON.
+developed on other synthetic seeds (of the same grammar) and on the training split of Open-i. The
+noise floor is the rate on the radiologists' own impressions: some of it true errors, some false
+alarms, so a system is to be compared with it, not with 0. The last line is JSON.
 """
 
 import json

@@ -30,7 +30,8 @@ STUDIES = (
     r"(?:study|studies|exams?|examinations?|ct|chest|radiographs?|films?|imaging|images?|____)"
 )
 COMPARED = re.compile(
-    rf"\b(unchanged|stable|stability|interval(?!\s+follow)|(?<!no )(?<!absence of )(?:prior|previous)(?=\s+(?:\w+\s+)?{STUDIES})|"
+    r"\b(unchanged|stable|stability|interval(?!\s+follow)|"
+    rf"(?<!no )(?<!absence of )(?:prior|previous)(?=\s+(?:\w+\s+)?{STUDIES})|"
     rf"since(?=\s+(?:the\s+)?(?:prior|previous|last|____|{STUDIES}))|compared (?:to|with)|"
     r"in comparison|no (?:significant |interval )*change|not (?:significantly )?changed|new|newly|"
     r"(?:in|de)creas(?:ed|ing)(?=\s+(?:in size|from|since|compared))|worsen(?:ed|ing)|"

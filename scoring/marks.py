@@ -35,7 +35,8 @@ ZONES = re.compile(
     re.IGNORECASE,
 )
 BRAIN = re.compile(
-    r"\b(frontal|parietal|temporal|occipital)\b(?!\s*/|\s+(?:and|views?|radiographs?|chest|projection))",
+    r"\b(frontal|parietal|temporal|occipital)\b"
+    r"(?!\s*/|\s+(?:and|views?|radiographs?|chest|projection))",
     re.IGNORECASE,
 )
 RIBS = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)\b(?=(?:\s+[a-z]+){0,2}\s+ribs?\b)", re.IGNORECASE)
