@@ -241,6 +241,7 @@ def base_digest(model: Any) -> str:
     """SHA-256 of all weights that came with the base, and of the settings that decide a forward."""
     total = hashlib.sha256()
     settings = model.config.to_dict()
+    settings["dropout_rate"] = model.own_dropout  # the run's is among its settings
     total.update(durable.canonical({name: settings.get(name) for name in BASE_SETTINGS}))
     for name, weight in model.named_parameters():
         if "lora_" not in name:

@@ -194,12 +194,6 @@ def compare(checkpoint: Stored, config: TrainConfig, facts: Json) -> None:
     """Raises ResumeError at the first difference that is not allowed."""
     then, where = checkpoint.facts, checkpoint.folder
     way_out = "another --output_dir begins a new run, --fresh begins this one again"
-    for name, digest in facts["digests"].items():
-        if digest != then["digests"].get(name) and config.allow_change not in (name, "all"):
-            raise ResumeError(
-                f"the {name} changed since {where} was written: give what the run began with, or "
-                f"accept the change with --allow_change {name} ({way_out})"
-            )
     before, now = then["settings"], facts["settings"]
     for name in sorted(before.keys() | now.keys()):
         allowed = name not in FIXED and config.allow_change in ("config", "all")
@@ -208,6 +202,12 @@ def compare(checkpoint: Stored, config: TrainConfig, facts: Json) -> None:
             raise ResumeError(
                 f"{name} is {before.get(name)} in {where}, {now.get(name)} now: give what the run "
                 f"began with{accept} ({way_out})"
+            )
+    for name, digest in facts["digests"].items():
+        if digest != then["digests"].get(name) and config.allow_change not in (name, "all"):
+            raise ResumeError(
+                f"the {name} changed since {where} was written: give what the run began with, or "
+                f"accept the change with --allow_change {name} ({way_out})"
             )
 
 
