@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collation import Collate, Example
 from corpus.pairs import Split, read_split
-from denoise import MIN_TOKENS, corrupt, corrupted_lengths
+from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
 from tokens import Tokens, tokenise_cached
 
@@ -140,8 +140,8 @@ class ExtractDataset(Dataset):
 
 @dataclass(frozen=True)
 class DenoiseDataset(Dataset):
-    """Whole reports, span-corrupted afresh in every epoch: a pure function of (seed, epoch,
-    index)."""
+    """Whole reports, span-corrupted or (a share of them) cut in two afresh in every epoch: a pure
+    function of (seed, epoch, index)."""
 
     split: str
     ids: Sequence[str]
@@ -149,12 +149,20 @@ class DenoiseDataset(Dataset):
     sentinels: NDArray[np.int32]
     eos_id: int
     seed: int
+    continued: float = 0.0
     epoch: int = 0
 
     @cached_property
+    def _cuts(self) -> NDArray[np.int64]:
+        draw = np.random.default_rng([self.seed, self.epoch])
+        return cuts(self.report.lengths, self.continued, draw)
+
+    @cached_property
     def _lengths(self) -> NDArray[np.int64]:
-        pairs = [corrupted_lengths(int(n), len(self.sentinels) - 1) for n in self.report.lengths]
-        return np.array(pairs, dtype=np.int64)
+        whole = self.report.lengths
+        pairs = [corrupted_lengths(int(n), len(self.sentinels) - 1) for n in whole]
+        in_two = np.stack([self._cuts + 1, whole - self._cuts + 1], axis=1)
+        return np.where(self._cuts[:, None] > 0, in_two, np.array(pairs, dtype=np.int64))
 
     @property
     def source_lengths(self) -> NDArray[np.int64]:
@@ -171,6 +179,8 @@ class DenoiseDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
+        if self._cuts[index]:
+            return split_at(self.report.row(index), int(self._cuts[index]), self.eos_id)
         draw = np.random.default_rng([self.seed, self.epoch, index])
         return corrupt(self.report.row(index), self.sentinels, self.eos_id, draw)
 
@@ -193,6 +203,7 @@ def build_dataset(
     config: DataConfig,
     *,
     objective: Objective = "extract",
+    continued: float = 0.0,
     seed: int = 0,
 ) -> PlannedDataset:
     """Tokenise one split, or read it from the cache. Raises DataError if a report is too short."""
@@ -213,7 +224,8 @@ def build_dataset(
             f"report {short!r} of split {split.name} is too short to denoise: remove it"
         )
     eos_id = _special_id(tokenizer, "eos_token_id")
-    return DenoiseDataset(split.name, ids, report, sentinel_ids(tokenizer), eos_id, seed)
+    sentinels = sentinel_ids(tokenizer)
+    return DenoiseDataset(split.name, ids, report, sentinels, eos_id, seed, continued)
 
 
 def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:

@@ -1,10 +1,16 @@
-"""T5 span corruption (Raffel et al. 2020, section 3.1.4): the objective of domain pre-training.
+"""The objectives of domain pre-training: T5's span corruption, and prefix language modelling.
 
-A report `a b c d e f g h` becomes `a b <X> e f <Y> h </s>` -> `<X> c d <Y> g <Z> </s>`: spans of
-mean length 3 that cover 15 % of the tokens are each replaced by a sentinel, and the target spells
-them out. How many tokens and spans go depends on the length alone, so the plan knows all lengths
-before the first draw; where they lie is a pure function of the generator that the caller seeds with
-(seed, epoch, example).
+Span corruption (Raffel et al. 2020, section 3.1.4): a report `a b c d e f g h` becomes
+`a b <X> e f <Y> h </s>` -> `<X> c d <Y> g <Z> </s>`: spans of mean length 3 that cover 15 % of the
+tokens are each replaced by a sentinel, and the target spells them out. How many tokens and spans go
+depends on the length alone; where they lie is a pure function of the generator that the caller
+seeds with (seed, epoch, example).
+
+Prefix language modelling (section 3.2 there; the S-denoiser of UL2, Tay et al. 2022): the report is
+cut in two, `a b c d e </s>` -> `f g h </s>`. The end of a report is its impression, so a base that
+has learned to go on from any place has begun to learn the task.
+
+All cuts are known before anything is drawn, and so are the lengths, which is what the plan needs.
 """
 
 import numpy as np
@@ -55,6 +61,22 @@ def corrupt(
     eos = np.array([eos_id], dtype=np.int32)
     target += [sentinels[spans : spans + 1], eos]
     return np.concatenate([*source, eos]), np.concatenate(target)
+
+
+def cuts(
+    lengths: NDArray[np.int64], share: float, draw: np.random.Generator
+) -> NDArray[np.int64]:
+    """Where each report (N,) is cut in two, in its last half but not before MIN_TOKENS - 1;
+    0 = span corruption instead, for all but `share` of them."""
+    first = np.maximum(lengths // 2, MIN_TOKENS - 1)
+    places = first + (draw.random(len(lengths)) * (lengths - first)).astype(np.int64)
+    return np.where(draw.random(len(lengths)) < share, places, 0)
+
+
+def split_at(ids: IdArray, cut: int, eos_id: int) -> tuple[IdArray, IdArray]:
+    """A report (S,) without end-of-sequence -> what stands before the cut, and what follows."""
+    eos = np.array([eos_id], dtype=np.int32)
+    return np.concatenate([ids[:cut], eos]), np.concatenate([ids[cut:], eos])
 
 
 def _random_parts(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:

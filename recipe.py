@@ -46,6 +46,9 @@ class TrainConfig:
     """Run folder: config.toml, metrics.jsonl, curves.png, adapter/ (or model/)."""
     objective: Objective = "extract"
     """extract = findings -> impression; denoise = T5 span corruption of whole reports."""
+    continued: float = 0.0
+    """denoise only: share (0 to 1) of reports to be continued from a random place in their last
+    half (prefix language modelling) instead of span-corrupted."""
     tuning: Literal["lora", "full"] = "lora"
     """lora = adapter on a frozen base; full = all weights."""
     epochs: int = 5
@@ -126,6 +129,12 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.seed >= 2**63:  # torch's own limit
             raise ConfigError(f"seed must be below 2**63, not {self.seed}")
+        if not 0 <= self.continued <= 1:
+            raise ConfigError(f"continued must be in [0, 1], not {self.continued}")
+        if self.continued and self.objective != "denoise":
+            raise ConfigError(
+                "continued is a share of denoised reports: it needs objective = denoise"
+            )
         if self.generate_n and self.objective == "denoise":
             raise ConfigError("generate_n needs objective = extract: denoise generates nothing")
         if self.base_quantization != "none" and self.tuning == "full":

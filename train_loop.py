@@ -157,7 +157,12 @@ def read_data(
         splits = [read_pairs(config.data, name) for name in ("train", "validation")]
         training, validation = (
             build_dataset(
-                split, tokenizer, config.data, objective=config.objective, seed=config.seed
+                split,
+                tokenizer,
+                config.data,
+                objective=config.objective,
+                continued=config.continued,
+                seed=config.seed,
             )
             for split in splits
         )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import DenoiseDataset
-from denoise import MIN_TOKENS, IdArray, corrupt, corrupted_lengths, span_counts
+from denoise import MIN_TOKENS, IdArray, corrupt, corrupted_lengths, cuts, span_counts, split_at
 from tokens import Tokens
 
 FAST = settings(max_examples=100, deadline=None)
@@ -153,3 +153,34 @@ def test_for_epoch_leaves_the_dataset_as_it_is() -> None:
     before = rows(data)
     data.for_epoch(5)
     assert data.epoch == 0 and rows(data) == before
+
+
+@FAST
+@given(lengths, seeds)
+def test_a_report_cut_in_two_can_be_joined_again(n: int, seed: int) -> None:
+    (cut,) = cuts(np.array([n]), 1.0, np.random.default_rng(seed)).tolist()
+    assert n // 2 <= cut < n and cut >= 1
+    source, target = split_at(report(n), cut, EOS)
+    assert source[-1] == target[-1] == EOS and len(source) > 1 and len(target) > 1
+    assert [*source[:-1].tolist(), *target[:-1].tolist()] == report(n).tolist()
+
+
+def test_a_share_of_the_reports_is_cut_in_two() -> None:
+    draw = np.random.default_rng(0)
+    found = cuts(np.full(20_000, 40), 0.3, draw)
+    assert np.mean(found > 0) == pytest.approx(0.3, abs=0.02)
+    assert set(found[found > 0].tolist()) == set(range(20, 40))
+    assert not cuts(np.full(50, 40), 0.0, draw).any()
+
+
+def test_lengths_of_cut_reports_are_known_and_change_with_the_epoch() -> None:
+    data = dataset(continued=0.5)
+    kinds = set()
+    for epoch in range(20):
+        now = data.for_epoch(epoch)
+        drawn = [(len(s), len(t)) for s, t in rows(now)]
+        assert drawn == list(
+            zip(now.source_lengths.tolist(), now.target_lengths.tolist(), strict=True)
+        )
+        kinds |= {sum(pair) == n + 2 for pair, n in zip(drawn, [2, 5, 40, 300], strict=True)}
+    assert kinds == {True, False}
