@@ -65,7 +65,7 @@ def attention(
     return _Attention.apply(q, kv, queries, keys, bias, mask, scale)
 
 
-def _pad(packed: Tensor, grid: Grid, parts: int) -> Tensor:
+def pad(packed: Tensor, grid: Grid, parts: int) -> Tensor:
     """(N, parts * H * K) -> (parts, B * H, S, K); padding holds copies of some token."""
     width = packed.shape[1] // (parts * grid.n_heads)
     n, length = grid.shape
@@ -94,9 +94,9 @@ class _Attention(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         if kv is None:
-            padded_q, k, v = _pad(q, queries, 3)
+            padded_q, k, v = pad(q, queries, 3)
         else:
-            (padded_q,), (k, v) = _pad(q, queries, 1), _pad(kv, keys, 2)
+            (padded_q,), (k, v) = pad(q, queries, 1), pad(kv, keys, 2)
         probabilities = torch.baddbmm(bias, padded_q, k.transpose(1, 2)).softmax(-1)
         dropped = probabilities if mask is None else probabilities * mask
         mixed = torch.baddbmm(padded_q, dropped, v, beta=0, alpha=scale)  # beta 0: scale * product
@@ -135,9 +135,9 @@ def _sdpa(
 ) -> Tensor:
     """The same by torch's fused attention (memory-efficient kernel on CUDA)."""
     if kv is None:
-        padded_q, k, v = _pad(q, queries, 3)
+        padded_q, k, v = pad(q, queries, 3)
     else:
-        (padded_q,), (k, v) = _pad(q, queries, 1), _pad(kv, keys, 2)
+        (padded_q,), (k, v) = pad(q, queries, 1), pad(kv, keys, 2)
     split = (-1, queries.n_heads)
     padded_q, k, v, bias = (part.unflatten(0, split) for part in (padded_q, k, v, bias))
     bias = bias.expand(-1, -1, padded_q.shape[2], -1)

@@ -47,7 +47,7 @@ def why_not(model: nn.Module) -> str | None:
     if type(base.lm_head) is not nn.Linear or type(base.shared) is not nn.Embedding:
         return "its vocabulary is adapted"
     scales: set[tuple[int, float, float]] = set()
-    for layer in _linears(base):
+    for layer in linears(base):
         plain = layer.get_base_layer() if isinstance(layer, LoraLinear) else layer
         if type(plain) is not nn.Linear or plain.bias is not None:
             return f"one of its linear layers is a {type(plain).__name__}"
@@ -60,7 +60,8 @@ def why_not(model: nn.Module) -> str | None:
     return f"{others[0]} is trainable" if others else None
 
 
-def _linears(base: Any) -> Iterator[nn.Module]:
+def linears(base: Any) -> Iterator[nn.Module]:
+    """All linear layers inside the blocks."""
     for stack in (base.encoder, base.decoder):
         for block in stack.block:
             for layer in block.layer:
@@ -242,9 +243,16 @@ def _stacks(flat: Tensor, weights: Sequence[Tensor], sizes: Sequence[int]) -> li
 
 
 class Group:
-    """Linear layers that read the same input; some or all of them adapted."""
+    """Linear layers that read the same input; some or all of them adapted.
 
-    def __init__(self, layers: Sequence[Any], dtype: torch.dtype, pairs: Pairs) -> None:
+    Without `pairs` the adapter is merged (in fp32, then cast) into a copy of the weights.
+    """
+
+    def __init__(self, layers: Sequence[Any], dtype: torch.dtype, pairs: Pairs | None) -> None:
+        if pairs is None:
+            self.weight = torch.cat([_merged_weight(layer) for layer in layers]).to(dtype)
+            self.adapted, self.number = [], None
+            return
         plain = [x.get_base_layer() if isinstance(x, LoraLinear) else x for x in layers]
         width = plain[0].weight.shape[0]
         self.weight = torch.cat([layer.weight.detach() for layer in plain]).to(dtype)
@@ -261,10 +269,20 @@ class Group:
         return grouped_linear(x, self.weight, *step.pairs[self.number], self.adapted, mask)
 
 
+def _merged_weight(layer: Any) -> Tensor:
+    """(outputs, inputs) in fp32, what the layer and its adapter multiply by together."""
+    if not isinstance(layer, LoraLinear):
+        return layer.weight.detach().float()
+    weight = layer.get_base_layer().weight.detach().float()
+    for name in layer.active_adapters:
+        weight = weight + layer.get_delta_weight(name)
+    return weight
+
+
 class Block:
     """One T5 block on packed tokens."""
 
-    def __init__(self, block: Any, dtype: torch.dtype, pairs: Pairs) -> None:
+    def __init__(self, block: Any, dtype: torch.dtype, pairs: Pairs | None) -> None:
         def group(layers: Sequence[Any]) -> Group:
             return Group(layers, dtype, pairs)
 
@@ -303,9 +321,10 @@ class Block:
             found = attention(q, kv, grid, memory.grid, memory.padding, step.drop)
             update = self.cross_o(step, found)
         x, normed = add_norm(x, update, self.norms[-1], step.drop)
-        return x, self.wo(step, step.drop(self._activated(self.wi(step, normed))))
+        return x, self.wo(step, step.drop(self.activated(self.wi(step, normed))))
 
-    def _activated(self, h: Tensor) -> Tensor:
+    def activated(self, h: Tensor) -> Tensor:
+        """The feed-forward's first half (N, F or 2 F) -> (N, F)."""
         if not self.gated:
             return self.activation(h)
         gate, linear = h.chunk(2, dim=-1)

@@ -74,14 +74,23 @@ ALLOWED: dict[str, set[str]] = {
     "recipe": {"data", "errors", "model", "numerics", "plan"},
     "run_folder": {"config", "durable", "errors", "recipe"},
     "model_card": {"recipe"},
-    "generate": {"collation", "model", "plan", "tokens"},
+    "search": {"errors"},
+    "fast_decode": {"collation", "fast_attention", "fast_ops", "fast_t5"},
+    "ct2": {"errors", "model", "search", "tokens"},
+    "generate": {"collation", "ct2", "errors", "fast_decode", "model", "search", "tokens"},
+    "results": {
+        *("corpus.pairs", "errors", "evaluation_page", "pages", "published", "scoring.comparison"),
+        *("scoring.describe", "scoring.faithfulness", "scoring.records", "scoring.rouge_bleu"),
+        "tracking",
+    },
     "eval": {
-        *("config", "corpus.pairs", "data", "errors", "generate", "model", "published", "quiet"),
-        *("recipe", "scoring.baselines", "scoring.rouge_bleu", "tokens", "tracking"),
+        *("allocator", "config", "corpus.pairs", "data", "errors", "generate", "model", "quiet"),
+        *("recipe", "results", "scoring.baselines", "scoring.comparison", "scoring.faithfulness"),
+        *("scoring.guard_rails", "scoring.records", "scoring.rouge_bleu", "tokens"),
     },
     "epoch_end": {
-        *("collation", "config", "data", "durable", "eval", "model", "model_card", "numerics"),
-        *("plan", "recipe", "tracking"),
+        *("collation", "config", "data", "durable", "eval", "generate", "model", "model_card"),
+        *("numerics", "plan", "recipe", "tracking"),
     },
     "train_loop": {
         *("allocator", "checkpoint", "collation", "config", "data", "epoch_end", "errors"),
@@ -106,6 +115,8 @@ FORBIDDEN_TRUE = {"shell", "trust_remote_code", "allow_pickle"}
 
 SETTINGS = {
     "recipe": "TrainConfig",
+    "search": "SearchConfig",
+    "generate": "DecodingConfig",
     "eval": "EvalConfig",
     "corpus.new_base": "NewBaseConfig",
     "corpus.mimic_iii": "NotesConfig",

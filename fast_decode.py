@@ -1,0 +1,227 @@
+"""T5 decoding with caches, on the merged weights of a Hugging Face (+ PEFT) model.
+
+The adapter is merged in fp32 and then cast. Sources are encoded without padding (fast_t5.py), the
+cross-attention keys and values of all layers come from one matrix product, and every decoder step
+reads them and its own past from preallocated caches. Rows come and go while others are decoded:
+
+    T5's position bias depends on the distance k - q alone. So all rows write their step's key and
+    value into the same column of the cache, whenever they began, and read one bias row; what a row
+    must not see (columns before its first) is masked. A finished row's place is free for the next.
+
+P places (one report each), W beams, R = P * W rows, C columns, S source tokens, L layers, H heads,
+K head width, D model width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+from collation import GRID_MULTIPLE, TOKEN_MULTIPLE, collate_packed
+from fast_attention import Grid, pad
+from fast_ops import Dropout, add_norm
+from fast_t5 import Block, Stack, Step, linears
+
+NARROWER = 0.75  # of the width: only then it pays to copy what is kept
+ENCODED_TOGETHER = 64  # reports; more would only take memory
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Why this decoder does not cover a model; none if it does."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, T5ForConditionalGeneration):
+        return "it is not a T5"
+    if type(base.lm_head) is not nn.Linear or type(base.shared) is not nn.Embedding:
+        return "its vocabulary is adapted"
+    for layer in linears(base):
+        plain = layer.get_base_layer() if isinstance(layer, LoraLinear) else layer
+        if type(plain) is not nn.Linear or plain.bias is not None:
+            return f"one of its linear layers is a {type(plain).__name__}"
+        if isinstance(layer, LoraLinear) and any(layer.use_dora.values()):
+            return "its adapter is more than LoRA pairs (DoRA)"
+    return None
+
+
+class Decoder:
+    """The weights for decoding in `dtype`, a copy of its own: the model stays as it is."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.config = base.config
+        self.dtype, self.device = dtype, base.shared.weight.device
+        with torch.no_grad():
+            blocks = [
+                [Block(b, dtype, None) for b in s.block] for s in (base.encoder, base.decoder)
+            ]
+            self.encoder = Stack(base.encoder, blocks[0], dtype)
+            self.decoder = Stack(base.decoder, blocks[1], dtype)
+            self.embedding = base.shared.weight.detach().to(dtype)
+            self.vocabulary = base.lm_head.weight.detach().to(dtype)
+            self.cross_kv = torch.cat([block.cross_kv.weight for block in self.decoder.blocks])
+        for block in self.decoder.blocks:
+            del block.cross_kv  # read through self.cross_kv alone
+        self.n_layers, self.n_heads = len(self.decoder.blocks), base.config.num_heads
+        self.head_width = base.config.d_kv
+        self.scale = base.config.d_model**-0.5 if base.config.scale_decoder_outputs else 1.0
+        off = Dropout(0.0, dtype, self.device)
+        self._step = Step(off, off, [])
+
+    def memory(self, sources: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+        """(n,) sources -> cross-attention keys and values (2 L, n, H, S, K), padding (n, S) in
+        fp32: 0 or -inf. S is the same grid that `source_width` names."""
+        multiple = TOKEN_MULTIPLE[self.device.type]
+        batch = collate_packed(
+            [(source, source[:1]) for source in sources],
+            start_id=self.config.decoder_start_token_id,
+            pad_id=self.config.pad_token_id,
+            multiple=multiple,
+        )
+        ids, rows, slots, keys = (
+            batch[f"source_{name}"].to(self.device, non_blocking=True)
+            for name in ("ids", "rows", "slots", "keys")
+        )
+        grid = Grid(rows, slots, self.n_heads)
+        padding = torch.zeros(keys.shape, device=self.device).masked_fill_(~keys, float("-inf"))
+        bias = self.encoder.position_bias(grid.shape[1]) + padding.to(self.dtype)[:, None, None, :]
+        states = self.encoder(self._step, self.embedding[ids], grid, bias.flatten(0, 1))
+        padded = pad(F.linear(states, self.cross_kv), grid, 2 * self.n_layers)
+        return padded.unflatten(1, (len(sources), self.n_heads)), padding
+
+
+def source_width(longest: int) -> int:
+    """Places of the padded grid for sources of at most `longest` tokens."""
+    return -(-longest // GRID_MULTIPLE) * GRID_MULTIPLE + GRID_MULTIPLE
+
+
+class Cache:
+    """Keys and values of P places x W beams: of the source, and of what was written so far."""
+
+    def __init__(self, decoder: Decoder, places: int, width: int, source: int, columns: int):
+        self.decoder, self.width, self.columns = decoder, width, columns
+        layers, heads, size = decoder.n_layers, decoder.n_heads, decoder.head_width
+        place = {"dtype": decoder.dtype, "device": decoder.device}
+        self.cross = torch.empty(2 * layers, places, heads, source, size, **place)
+        self.padding = torch.full((places, source), float("-inf"), device=decoder.device)
+        # Every column that is read was written, for all rows; the untouched rest costs no memory.
+        self.own = torch.empty(2 * layers, places * width, heads, columns, size, **place)
+        self.first = torch.zeros(places, dtype=torch.long, device=decoder.device)
+        self.column = 0  # where the next step writes
+        self.oldest = 0  # no row looks before this column
+        row = decoder.decoder.position_bias(columns)[0, :, -1]  # distances C - 1 ... 0
+        self.bias = row.float()  # (H, C)
+        self.same_start = True
+
+    @property
+    def places(self) -> int:
+        return len(self.first)
+
+    @property
+    def full(self) -> bool:
+        """No column is left: `forget` before the next step."""
+        return self.column == self.columns
+
+    def put(self, places: Tensor, sources: Sequence[NDArray[np.int32]]) -> None:
+        """New reports into the given places, beginning at the next column."""
+        if len(places) == self.places:
+            self.column = 0
+        for start in range(0, len(sources), ENCODED_TOGETHER):
+            some = places[start : start + ENCODED_TOGETHER]
+            kv, padding = self.decoder.memory(sources[start : start + ENCODED_TOGETHER])
+            n = min(kv.shape[3], self.cross.shape[3])  # a spare column of padding may fall off
+            self.cross[:, some, :, :n] = kv[..., :n, :]
+            self.cross[:, some, :, n:] = 0  # masked, but 0 * NaN would be NaN
+            self.padding[some] = float("-inf")
+            self.padding[some, :n] = padding[:, :n]
+        self.first[places] = self.column
+        self._look_back()
+
+    def keep(self, places: Tensor) -> None:
+        """Forget all other places."""
+        rows = places[:, None] * self.width + torch.arange(self.width, device=places.device)
+        used = self.own[..., : self.column, :]
+        own = self.own.new_empty(self.own.shape[0], rows.numel(), *self.own.shape[2:])
+        own[..., : self.column, :] = used[:, rows.view(-1)]
+        self.own, self.first = own, self.first[places]
+        self.cross, self.padding = self.cross[:, places], self.padding[places]
+        self._look_back()
+
+    def narrow(self, longest: int) -> None:
+        """No place holds a source of more than `longest` tokens any more: forget the rest."""
+        width = source_width(longest)
+        if width <= NARROWER * self.cross.shape[3]:
+            self.cross = self.cross[..., :width, :].contiguous()
+            self.padding = self.padding[:, :width].contiguous()
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row r goes on from the past of row rows[r] (beams)."""
+        past = self.own[..., self.oldest : self.column, :]
+        past.copy_(past.index_select(1, rows))
+
+    def forget(self) -> int:
+        """Move the columns that some place still needs to the front -> by how many columns."""
+        by = self.oldest
+        kept = self.own[..., by : self.column, :].clone()
+        self.own[..., : kept.shape[-2], :] = kept
+        self.first, self.column, self.oldest = self.first - by, self.column - by, 0
+        return by
+
+    def release(self, places: Tensor) -> None:
+        """Free places need no past."""
+        self.first[places] = self.column
+        self._look_back()
+
+    def _look_back(self) -> None:
+        first = self.first.tolist()  # waits for the device
+        self.oldest, self.same_start = min(first), min(first) == max(first)
+
+
+@torch.no_grad()
+def next_logits(cache: Cache, ids: Tensor) -> Tensor:
+    """The tokens (R,) just written -> logits of the next ones (R, V) in the compute dtype; fills
+    one column of the cache."""
+    decoder, step = cache.decoder, cache.decoder._step
+    heads, size, width = decoder.n_heads, decoder.head_width, cache.width
+    n_rows, column, oldest = len(ids), cache.column, cache.oldest
+    n = column + 1 - oldest
+    bias = cache.bias[None, :, None, -n:]  # (1, H, 1, n)
+    if not cache.same_start:
+        seen = torch.arange(oldest, column + 1, device=ids.device) >= cache.first[:, None]
+        hidden = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, float("-inf"))
+        bias = bias + hidden.repeat_interleave(width, 0)[:, None, None, :]
+    bias = bias.to(decoder.dtype)
+    padding = cache.padding.to(decoder.dtype)[:, None, None, :]
+
+    x, update = decoder.embedding[ids].float(), None
+    for i, block in enumerate(decoder.decoder.blocks):
+        x, normed = add_norm(x, update, block.norms[0], step.drop)
+        q, k, v = block.qkv(step, normed).view(n_rows, 3, heads, 1, size).unbind(1)
+        keys, values = cache.own[2 * i], cache.own[2 * i + 1]
+        keys[:, :, column : column + 1], values[:, :, column : column + 1] = k, v
+        past = slice(oldest, column + 1)
+        update = block.o(step, _attend(q, keys[:, :, past], values[:, :, past], bias))
+        x, normed = add_norm(x, update, block.norms[1], step.drop)
+        # Beams of a report are queries of one attention: its keys are read once for all.
+        q = block.cross_q(step, normed).view(-1, width, heads, size).transpose(1, 2)
+        found = _attend(q, cache.cross[2 * i], cache.cross[2 * i + 1], padding)
+        update = block.cross_o(step, found)
+        x, normed = add_norm(x, update, block.norms[-1], step.drop)
+        update = block.wo(step, block.activated(block.wi(step, normed)))
+    cache.column += 1
+    hidden = add_norm(x, update, decoder.decoder.final_norm, step.drop)[1]
+    return F.linear(hidden * decoder.scale if decoder.scale != 1 else hidden, decoder.vocabulary)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """q (P, H, W, K), k and v (P, H, n, K), bias broadcast to (P, H, W, n) -> (P * W, H * K)."""
+    n, heads, width, size = q.shape
+    scores = torch.bmm(q.reshape(n * heads, width, size), k.flatten(0, 1).transpose(1, 2))
+    scores = scores.view(n, heads, width, -1) + bias
+    found = torch.bmm(scores.softmax(-1).flatten(0, 1), v.flatten(0, 1))
+    return found.view(n, heads, width, size).transpose(1, 2).reshape(n * width, heads * size)
