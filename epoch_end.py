@@ -7,6 +7,7 @@ in float64: the loss is the same figure on 1 process and on 8.
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from config import save
 from data import ExtractDataset, PlannedDataset, batches
 from durable import Json, flush_tree
 from eval import generation_scores
+from generate import DecodingConfig
 from model import T5Model, evaluating, save_model
 from model_card import write_model_card
 from numerics import autocast, resolve_precision
@@ -142,20 +144,19 @@ class EpochEnd:
     def _generation_scores(self) -> dict[str, float]:
         if not self.config.generate_n or not isinstance(self.validation, ExtractDataset):
             return {}
-        # The fast engine may hold the base in half precision, which needs autocast.
         device = self.accelerator.device
-        with autocast(device, resolve_precision(self.config.precision, device)):
-            return generation_scores(
-                self.model,
-                self.tokenizer,
-                self.validation.source,
-                self.references,
-                n=self.config.generate_n,
-                seed=self.config.seed,
-                max_new_tokens=self.config.max_new_tokens,
-                rank=self.accelerator.process_index,
-                n_ranks=self.accelerator.num_processes,
-            )
+        precision: Any = resolve_precision(self.config.precision, device)
+        return generation_scores(
+            self.model,
+            self.tokenizer,
+            self.validation.source,
+            self.references,
+            n=self.config.generate_n,
+            seed=self.config.seed,
+            decoding=DecodingConfig(max_new_tokens=self.config.max_new_tokens, precision=precision),
+            rank=self.accelerator.process_index,
+            n_ranks=self.accelerator.num_processes,
+        )
 
     def _write_extras(self, epoch: int, figures: dict[str, float], folder: Path) -> None:
         save(self.config, folder / "training.toml")

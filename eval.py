@@ -1,7 +1,8 @@
-"""Base vs LoRA adapter on N sampled test reports: generate, score, compare.
+"""Base vs LoRA adapter on N sampled test reports: generate, score, compare, report.
 
     python eval.py --adapter RUN/adapter [--data.path DIR] --n 1000 [--show_text 3]
     accelerate launch eval.py --adapter RUN/adapter ...                on several processes
+    python eval.py --compare RUN_A RUN_B                               two evaluated runs, paired
 
 Base and adapter see the same reports, the same tokens, the same order. The adapter is merged in
 fp32. Fully tuned models have no base beside them and are not compared here.
@@ -9,37 +10,47 @@ fp32. Fully tuned models have no base beside them and are not compared here.
 
 import hashlib
 import json
-import os
 import random
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-import published
+from allocator import keep_freed_memory
 from config import load, parse
 from corpus.pairs import Pair
 from data import DataConfig, SourceConfig, read_pairs, tell_skipped
 from errors import ConfigError, DataError, exits_cleanly
-from generate import generate, to_text
+from generate import DecodingConfig, Output, generate, to_text
 from model import ModelConfig, T5Model, load_adapter, load_base, load_tokenizer, merged
 from quiet import quieten_libraries
 from recipe import TrainConfig
-from scoring import baselines
-from scoring.rouge_bleu import METRICS, scores, signature
+from results import (
+    LABELS,
+    open_results,
+    print_run_comparison,
+    print_scores,
+    show_examples,
+    write_json,
+    write_report,
+    write_results,
+)
+from scoring import baselines, faithfulness
+from scoring.comparison import Evaluation, Inputs, compare, compare_runs
+from scoring.guard_rails import Limits
+from scoring.records import read_per_report
+from scoring.rouge_bleu import scores
 from tokens import Tokens, tokenise
-from tracking import print_table
 
 Trained = TypeVar("Trained", DataConfig, ModelConfig)
-LABELS = {"base": "base", "lora": "LoRA"}
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,8 @@ class EvalData:
     """Empty, null or broken rows: stop, or skip and count; none = as in training."""
 
 
-@dataclass(frozen=True)
-class EvalConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(DecodingConfig):
     """One comparison of a base with its adapter."""
 
     adapter: str
@@ -77,26 +88,44 @@ class EvalConfig:
     n: int = 1000
     """Test reports to sample; 0 or more than there are = all."""
     seed: int = 0
-    """Seed of the sample."""
-    max_new_tokens: int = 128
-    """Longest generated impression, in tokens."""
-    batch_size: int = 32
-    """Reports decoded together by one process."""
+    """Seed of the sample, of the bootstrap and of the random swaps."""
     stemmer: bool = True
     """Porter stemmer in ROUGE (rouge-score's use_stemmer)."""
+    n_resamples: int = 10_000
+    """Bootstrap resamples and random swaps behind intervals and p values."""
     show_text: int = 0
-    """Print this many examples side by side: report, reference, base, LoRA (shows report text)."""
+    """Print this many examples side by side: report, reference, base, LoRA (shows report text, and
+    puts the cases' texts into report.html)."""
     output_dir: str | None = None
-    """Folder of scores.json and sample_ids.json; none = evaluation/ beside the adapter."""
+    """Folder of scores.json, report.html and more; none = evaluation/ beside the adapter."""
     cpu: bool = False
     """Decode on the CPU even if a GPU is there."""
     data: EvalData = field(default_factory=EvalData)
     model: BaseConfig = field(default_factory=BaseConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 0), ("show_text", 0), ("max_new_tokens", 1), ("batch_size", 1)):
+        super().__post_init__()
+        for name, least in (("n", 0), ("seed", 0), ("show_text", 0), ("n_resamples", 100)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Two runs, evaluated before on the same test reports."""
+
+    run_a: str
+    """Run folder (or its evaluation folder, or a per_report.jsonl)."""
+    run_b: str
+    """The run that a is compared with."""
+    system: str = "lora"
+    """What is compared: lora, base, or a baseline."""
+    n_resamples: int = 10_000
+    """Bootstrap resamples and random swaps behind intervals and p values."""
+    seed: int = 0
+    """Seed of both."""
+    output: str | None = None
+    """Also write the figures to this JSON file."""
 
 
 def as_trained(given: EvalData | BaseConfig, trained: Trained) -> Trained:
@@ -107,14 +136,15 @@ def as_trained(given: EvalData | BaseConfig, trained: Trained) -> Trained:
     return replace(trained, **values)
 
 
-def training_impressions(config: SourceConfig) -> list[str]:
-    """What the most frequent answer is found among; nothing where there is no training split."""
+def training_pairs(config: SourceConfig) -> list[tuple[str, str]] | None:
+    """(findings, impression), what baselines are made from; none where there is no training
+    split."""
     try:
-        return [pair.impression for pair in read_pairs(config, "train").pairs]
+        return [(pair.prompt, pair.impression) for pair in read_pairs(config, "train").pairs]
     except DataError:
         if any(Path(config.path).expanduser().glob("train.*")):
             raise  # it is there, and broken
-        return []
+        return None
 
 
 def sample_indices(n_reports: int, n: int, seed: int) -> list[int]:
@@ -133,166 +163,154 @@ def generation_scores(
     *,
     n: int,
     seed: int,
-    max_new_tokens: int,
+    decoding: DecodingConfig,
     rank: int = 0,
     n_ranks: int = 1,
 ) -> dict[str, float]:
-    """ROUGE and BLEU (percent) of greedy outputs on n sampled reports; the same figures on every
-    rank."""
+    """ROUGE and BLEU (percent) of outputs on n sampled reports; the same figures on every rank."""
     chosen = sample_indices(len(references), n, seed)
-    outputs = generate(
-        model, source.take(chosen), max_new_tokens=max_new_tokens, rank=rank, n_ranks=n_ranks
-    )
-    return scores(to_text(tokenizer, outputs), [references[i] for i in chosen])
+    outputs = generate(model, source.take(chosen), decoding, rank=rank, n_ranks=n_ranks)
+    predictions = to_text(tokenizer, [output.ids for output in outputs])
+    return scores(predictions, [references[i] for i in chosen])
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What an evaluation found: texts stay here, `scores` goes to disk."""
+class Generated:
+    """What base and adapter wrote for the sampled reports. Texts: nothing here goes to disk."""
 
     pairs: list[Pair]
-    base: list[str]
-    lora: list[str]
-    scores: dict[str, Any]
+    source: Tokens
+    texts: dict[str, list[str]]
+    n_cut: dict[str, int]  # outputs that ran into max_new_tokens
+    n_long_references: int  # of more than max_new_tokens tokens
+    provenance: dict[str, str]
 
 
-def evaluate(
+def generate_both(
     config: EvalConfig, trained: TrainConfig, rank: int = 0, n_ranks: int = 1, device: Any = "cpu"
-) -> Comparison:
-    """Generate with base and adapter on the sampled test reports and score both beside the
-    baselines."""
-    data, base_config = (
-        as_trained(config.data, trained.data),
-        as_trained(config.model, trained.model),
-    )
-    test, train_impressions = read_pairs(data, "test"), training_impressions(data)
+) -> Generated:
+    """Outputs of base and adapter on the sampled test reports, the same on every rank."""
+    data, base_config = sources_of(config, trained)
+    test = read_pairs(data, "test")
     if rank == 0:
         tell_skipped([test])
     pairs = [test.pairs[i] for i in sample_indices(len(test.pairs), config.n, config.seed)]
     tokenizer = load_tokenizer(base_config.path, base_config.revision)
-    source = tokenise(
-        [trained.data.prefix + pair.prompt for pair in pairs],
-        tokenizer,
-        max_tokens=trained.data.max_source_tokens,
-    )
+    prompts = [trained.data.prefix + pair.prompt for pair in pairs]
+    source = tokenise(prompts, tokenizer, max_tokens=trained.data.max_source_tokens)
+    references = [pair.impression for pair in pairs]
+    reference_tokens = tokenise(references, tokenizer, max_tokens=config.max_new_tokens + 1)
     base = load_base(base_config).to(device)
-    texts = {}
-    for name in LABELS:
+    provenance = {"base": base_config.path, "base_sha256": _weights_sha256(base)}
+    outputs: dict[str, list[Output]] = {}
+    for name, label in LABELS.items():
         model = base if name == "base" else merged(load_adapter(base, config.adapter))
-        outputs = generate(
+        outputs[name] = generate(
             model,
             source,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
+            config,
+            tokenizer=tokenizer,
             rank=rank,
             n_ranks=n_ranks,
-            progress=f"{name}: generating",
+            progress=f"{label}: generating",
         )
-        texts[name] = to_text(tokenizer, outputs)
-    figures = score(config, pairs, texts, train_impressions)
-    figures["n_truncated_sources"] = source.n_truncated
-    return Comparison(pairs, texts["base"], texts["lora"], figures)
-
-
-def score(
-    config: EvalConfig, pairs: list[Pair], texts: dict[str, list[str]], train_impressions: list[str]
-) -> dict[str, Any]:
-    """The content of scores.json: metrics in percent, and what they were computed from; None for
-    the most frequent answer where there are no training impressions."""
-    references = [pair.impression for pair in pairs]
-    ids = [pair.id for pair in pairs]
-
-    def rate(predictions: list[str]) -> dict[str, float]:
-        return scores(predictions, references, stemmer=config.stemmer)
-
-    most_frequent = None
-    if train_impressions:
-        most_frequent = rate(baselines.most_frequent(train_impressions, len(pairs)))
-    return {
-        "n": len(pairs),
-        "base": rate(texts["base"]),
-        "lora": rate(texts["lora"]),
-        "baselines": {
-            "copy": rate(baselines.copy([pair.prompt for pair in pairs])),
-            "most_frequent": most_frequent,
-        },
-        "signature": signature(config.stemmer),
-        "decoding": {"search": "greedy", "max_new_tokens": config.max_new_tokens},
-        "sample": {
-            "seed": config.seed,
-            "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        },
-    }
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """A failure to write there becomes one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"cannot write into {folder}: {reason} (--output_dir)") from None
-
-
-def open_results(folder: Path) -> None:
-    """Make the folder and try it, before hours of decoding. Raises ConfigError if it cannot be
-    written."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-
-
-def write_results(folder: Path, comparison: Comparison) -> None:
-    """scores.json and the sampled ids, so that the same reports can be scored again. No text."""
-    for name, content in (
-        ("sample_ids.json", [pair.id for pair in comparison.pairs]),
-        ("scores.json", comparison.scores),
-    ):
-        temporary = folder / f"{name}.partial"
-        with writing(folder):
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(temporary, folder / name)
-
-
-def print_scores(figures: dict[str, Any]) -> None:
-    """Ours, the baselines, and the published figures, in percent."""
-    measured = {LABELS[name]: figures[name] for name in LABELS} | figures["baselines"]
-    rows = [
-        (name.replace("_", " "), *(row and row[m] for m in METRICS))
-        for name, row in measured.items()
-    ]
-    rows += [
-        (f"published: {LABELS[name]} (MIMIC-III)", *(row[m] for m in METRICS))
-        for name, row in published.SCORES.items()
-    ]
-    stemmer = figures["signature"]["stemmer"]
-    title = f"{figures['n']:,} test reports, percent (ROUGE F, stemmer: {stemmer})"
-    print_table(title, ("", *METRICS), rows, digits=1)
-
-
-def show_examples(comparison: Comparison, n: int) -> None:
-    """Side by side on the terminal, on request only: the one place where report text is shown."""
-    console = Console()
-    console.print(
-        f"{n} examples follow. They show REPORT TEXT: mind where this output goes.", style="bold"
+    weights = Path(config.adapter).expanduser() / "adapter_model.safetensors"
+    provenance["adapter_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    rows = [[pair.id, pair.prompt, pair.impression] for pair in pairs]
+    provenance["data"] = data.path
+    provenance["data_sha256"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    provenance |= {name: version(name) for name in LIBRARIES}
+    return Generated(
+        pairs,
+        source,
+        {n: to_text(tokenizer, [output.ids for output in found]) for n, found in outputs.items()},
+        {name: sum(output.cut for output in found) for name, found in outputs.items()},
+        int((reference_tokens.lengths > config.max_new_tokens).sum()),
+        provenance,
     )
-    rows = zip(comparison.pairs, comparison.base, comparison.lora, strict=True)
-    for pair, base, lora in list(rows)[:n]:
-        parts = (
-            ("report", pair.prompt),
-            ("reference", pair.impression),
-            ("base", base),
-            ("LoRA", lora),
-        )
-        body = Text("\n").join(Text.assemble((f"{name:<10}", "bold"), text) for name, text in parts)
-        console.print(Panel(body, title=Text(pair.id), title_align="left"))
+
+
+def sources_of(config: EvalConfig, trained: TrainConfig) -> tuple[DataConfig, ModelConfig]:
+    """Where the reports and the base come from."""
+    return as_trained(config.data, trained.data), as_trained(config.model, trained.model)
+
+
+def _weights_sha256(model: torch.nn.Module) -> str:
+    """Of the weights in memory, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def evaluate(
+    config: EvalConfig, generated: Generated, trained: TrainConfig
+) -> tuple[Evaluation, dict[str, list[str]]]:
+    """All figures of scores.json, and every system's outputs; needs no model."""
+    train = training_pairs(sources_of(config, trained)[0])
+    pairs = generated.pairs
+    prompts, references = [p.prompt for p in pairs], [p.impression for p in pairs]
+    outputs = {**generated.texts, **baselines.outputs(prompts, references, train)}
+    limits = Limits(
+        max_new_tokens=config.max_new_tokens,
+        long_references=generated.n_long_references,
+        unfinished=generated.n_cut,
+        max_source_tokens=trained.data.max_source_tokens,
+        truncated_sources=generated.source.n_truncated,
+    )
+    groups = [pair.group or None for pair in pairs]
+    inputs = Inputs([p.id for p in pairs], groups, prompts, references, outputs, train, limits)
+    evaluation = compare(
+        inputs, stemmer=config.stemmer, seed=config.seed, n_resamples=config.n_resamples
+    )
+    written = {**generated.texts, "reference": references}
+    flags = {name: faithfulness.unsupported(prompts, text) for name, text in written.items()}
+    by_system = {name: faithfulness.rates(found, config.seed) for name, found in flags.items()}
+    figures = evaluation.figures
+    figures["faithfulness"] = {
+        check: {name: found[check] for name, found in by_system.items()}
+        for check in faithfulness.CHECKS
+    }
+    names = [f.name for f in fields(DecodingConfig) if f.name not in ("batch_size", "cache_tokens")]
+    search = "greedy" if config.num_beams == 1 else "beams"
+    figures["decoding"] = {"search": search} | {name: getattr(config, name) for name in names}
+    figures["provenance"] = generated.provenance
+    figures["n_truncated_sources"] = generated.source.n_truncated
+    return evaluation, outputs
+
+
+def compare_main(runs: Sequence[str]) -> None:
+    """`--compare RUN_A RUN_B`: the paired table of two runs that were evaluated before."""
+    if len(runs) < 2 or any(run.startswith("-") for run in runs[:2]):
+        raise ConfigError("--compare needs two evaluated runs: eval.py --compare RUN_A RUN_B")
+    flags = [f"--run_a={runs[0]}", f"--run_b={runs[1]}", *runs[2:]]
+    config = parse(CompareConfig, flags, description="Two evaluated runs, paired")
+    a, b = (_records(Path(run).expanduser()) for run in (config.run_a, config.run_b))
+    figures = compare_runs(
+        read_per_report(a),
+        read_per_report(b),
+        system=config.system,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    )
+    print(f"a = {config.run_a}, b = {config.run_b}, system {config.system}")
+    print_run_comparison(figures)
+    if config.output:
+        write_json(Path(config.output), figures)
+
+
+def _records(run: Path) -> Path:
+    return run / "evaluation" if (run / "evaluation").is_dir() else run
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
+    start = time.perf_counter()
     quieten_libraries()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--compare"]:
+        return compare_main(argv[1:])
     config = parse(EvalConfig, argv, description=(__doc__ or "").partition("\n")[0])
     adapter = Path(config.adapter).expanduser()
     for name in ("training.toml", "adapter_config.json"):
@@ -303,18 +321,41 @@ def main(argv: list[str] | None = None) -> None:
     trained = load(TrainConfig, adapter / "training.toml")
     folder = Path(config.output_dir or adapter.parent / "evaluation")
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if accelerator.is_main_process:
         open_results(folder)
-    comparison = evaluate(
+    generation = time.perf_counter()
+    generated = generate_both(
         config, trained, accelerator.process_index, accelerator.num_processes, accelerator.device
     )
+    generation = time.perf_counter() - generation
     if accelerator.is_main_process:
-        print_scores(comparison.scores)
-        write_results(folder, comparison)
-        print(f"written: {folder / 'scores.json'}")
+        evaluation, outputs = evaluate(config, generated, trained)
+        print_scores(evaluation.figures)
+        timing = {"generation_s": generation, "all_s": time.perf_counter() - start}
+        ids = [pair.id for pair in generated.pairs]
+        write_report(
+            folder,
+            evaluation,
+            generated.pairs,
+            outputs,
+            run=adapter.parent,
+            settings=_settings(config, trained),
+            show_text=config.show_text > 0,
+        )
+        timing["all_s"] = time.perf_counter() - start
+        write_results(folder, evaluation, ids, timing)
+        print(f"written: {folder / 'scores.json'} and {folder / 'report.html'}")
         if config.show_text:
-            show_examples(comparison, config.show_text)
+            show_examples(generated.pairs, outputs, config.show_text)
     accelerator.end_training()
+
+
+def _settings(config: EvalConfig, trained: TrainConfig) -> dict[str, str]:
+    """What the page lists: settings of the evaluation and of the training, one line each."""
+    told = {f"evaluation.{name}": str(value) for name, value in asdict(config).items()}
+    return told | {f"training.{name}": str(value) for name, value in asdict(trained).items()}
 
 
 if __name__ == "__main__":

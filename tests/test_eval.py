@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 import eval as evaluation
+import results
 import train_loop
 from data import DataConfig
 from errors import DataError
-from eval import BaseConfig, EvalData, as_trained, training_impressions
+from eval import BaseConfig, EvalData, as_trained, training_pairs
 from model import ModelConfig
 from tests.tiny import Tiny, one_line
 
@@ -91,13 +92,13 @@ def test_without_training_reports_that_baseline_is_left_out(
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["baselines"]["most_frequent"] is None
     (line,) = [s for s in capsys.readouterr().out.splitlines() if "most frequent" in s]
-    assert [cell.strip() for cell in line.split("\u2502")[2:-1]] == ["-"] * 5
+    assert [cell.strip() for cell in line.split("\u2502")[2:-1]] == ["-"] * 6
 
 
 def test_broken_training_reports_are_no_missing_ones(run: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{")
     with pytest.raises(DataError):
-        training_impressions(DataConfig(path=str(tmp_path)))
+        training_pairs(DataConfig(path=str(tmp_path)))
 
 
 @pytest.mark.usefixtures("no_generation")
@@ -116,12 +117,12 @@ def test_the_table_is_told_even_if_writing_fails(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluation.os, "replace", full)
+    monkeypatch.setattr(results.os, "replace", full)
     with pytest.raises(SystemExit) as caught:
         evaluate(run, f"--output_dir={tmp_path}")
     out, err = capfd.readouterr()
     assert caught.value.code == 2 and "4 test reports" in out
-    assert "No space left on device (--output_dir)" in err and "Traceback" not in err
+    assert "No space left on device" in err and str(tmp_path) in err and "Traceback" not in err
 
 
 @pytest.mark.usefixtures("no_generation")
@@ -132,3 +133,66 @@ def test_a_fully_tuned_model_is_refused(
     shutil.copy(run / "adapter" / "training.toml", tmp_path / "adapter")
     message = failure(capfd, tmp_path)
     assert "adapter_config.json" in message and "RUN/adapter" in message
+
+
+CANARY = "zanzibar"
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two evaluations of the same run on reports that all hold the canary, the second with texts
+    shown."""
+    folder = tmp_path_factory.mktemp("canary")
+    rows = [json.loads(row) for row in (run.parent / "data" / "test.jsonl").open()]
+    marked = [{k: f"{CANARY} {v}" for k, v in row.items()} for row in rows]
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, marked)))
+    shutil.copy(run.parent / "data" / "train.jsonl", folder)
+    outs = [folder / "one", folder / "two"]
+    for out, extra in zip(outs, ([], ["--show_text=2"]), strict=True):
+        evaluate(run, "--n=9", f"--data.path={folder}", f"--output_dir={out}", *extra)
+    return outs
+
+
+def test_the_same_sample_gives_the_same_bytes(evaluated: list[Path]) -> None:
+    for name in ("scores.json", "sample_ids.json", "per_report.jsonl"):
+        one, two = ((out / name).read_bytes() for out in evaluated)
+        assert one == two
+
+
+def test_report_text_is_written_on_request_only(evaluated: list[Path]) -> None:
+    for file in evaluated[0].iterdir():
+        assert CANARY not in file.read_text()
+    assert CANARY in (evaluated[1] / "report.html").read_text()
+    assert "REPORT TEXT" in (evaluated[1] / "report.html").read_text()
+
+
+def test_scores_say_how_they_came_about(evaluated: list[Path]) -> None:
+    scores = json.loads((evaluated[0] / "scores.json").read_text())
+    assert scores["decoding"]["search"] == "greedy" and scores["decoding"]["max_new_tokens"] == 4
+    assert {"base_sha256", "adapter_sha256", "data_sha256", "torch"} <= scores["provenance"].keys()
+    assert set(scores["faithfulness"]["laterality"]) == {"base", "lora", "reference"}
+    for name in ("rouge1", "rougeLsum_split", "bleu"):
+        low, high = scores["intervals"]["lora"][name]
+        assert low <= scores["lora"][name] <= high
+    assert any("--max_new_tokens" in rail["message"] for rail in scores["guard_rails"])
+
+
+def test_two_runs_are_compared_on_their_common_reports(
+    evaluated: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tmp_path / "found.json"
+    runs = [str(out) for out in evaluated]
+    evaluation.main(["--compare", *runs, "--n_resamples=200", f"--output={found}"])
+    figures = json.loads(found.read_text())
+    assert figures["n"] == 9 and figures["paired"]["metrics"]["rougeL"]["difference"] == 0
+    assert "9 common test reports" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["a"], ["a", "--seed=1"], ["none", "neither"]])
+def test_a_comparison_without_runs_is_one_line(
+    flags: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        evaluation.main(["--compare", *flags])
+    assert caught.value.code
+    one_line(capfd.readouterr().err)
