@@ -15,7 +15,7 @@ import generate as decoding
 from collation import collate_padded
 from corpus.pairs import read_split
 from errors import ConfigError
-from generate import generate, to_text
+from generate import DecodingConfig, Output, generate, to_text
 from model import (
     LoraSettings,
     ModelConfig,
@@ -356,8 +356,8 @@ def test_generate_is_hf_generate_one_by_one(
     one_by_one: list[list[int]],
     batch_size: int,
 ) -> None:
-    outputs = generate(talkative, source, max_new_tokens=16, batch_size=batch_size)
-    assert outputs == one_by_one
+    outputs = generate(talkative, source, DecodingConfig(max_new_tokens=16, batch_size=batch_size))
+    assert [output.ids for output in outputs] == one_by_one
 
 
 def test_ranks_together_give_every_report_once(
@@ -366,17 +366,18 @@ def test_ranks_together_give_every_report_once(
     one_by_one: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parts: list[list[tuple[int, list[int]]]] = []
+    parts: list[list[Output]] = []
 
-    def keep(done: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+    def keep(done: list[Output]) -> list[Output]:
         parts.append(done)
-        return [pair for part in parts for pair in part]
+        return [output for part in parts for output in part]
 
     monkeypatch.setattr(decoding, "gather_object", keep)
+    config = DecodingConfig(max_new_tokens=16, batch_size=4)
     with pytest.raises(RuntimeError, match="lost or decoded twice"):  # one of two has come so far
-        generate(talkative, source, max_new_tokens=16, batch_size=4, rank=0, n_ranks=2)
-    again = generate(talkative, source, max_new_tokens=16, batch_size=4, rank=1, n_ranks=2)
-    assert again == one_by_one
+        generate(talkative, source, config, rank=0, n_ranks=2)
+    again = generate(talkative, source, config, rank=1, n_ranks=2)
+    assert [output.ids for output in again] == one_by_one
     assert [len(part) for part in parts] == [8, 8]
 
 
@@ -385,7 +386,7 @@ def test_generate_restores_the_mode_and_text_has_no_special_tokens(
 ) -> None:
     talkative.train()
     try:
-        outputs = generate(talkative, source, max_new_tokens=4)
+        outputs = [o.ids for o in generate(talkative, source, DecodingConfig(max_new_tokens=4))]
         assert all(module.training for module in talkative.modules())
     finally:
         talkative.eval()
