@@ -62,6 +62,19 @@ ALLOWED: dict[str, set[str]] = {
     "corpus.mimic_iii": {
         *("config", "corpus.notes_csv", "corpus.pair_files", "corpus.radsum23", "errors"),
     },
+    "corpus.near_duplicates": {"scoring.duplicates"},
+    "corpus.subwords": {"errors"},
+    "corpus.audit_findings": {"corpus.pairs"},
+    "corpus.audit_checks": {
+        *("corpus.near_duplicates", "corpus.pairs", "scoring.baselines", "scoring.duplicates"),
+    },
+    "corpus.audit_page": {"pages", "plots"},
+    "corpus.cleaning": {"corpus.audit_checks", "corpus.pair_files", "corpus.pairs", "errors"},
+    "corpus.audit": {
+        *("config", "corpus.audit_checks", "corpus.audit_findings", "corpus.audit_page"),
+        *("corpus.cleaning", "corpus.pairs", "corpus.subwords", "errors", "pages"),
+        *("scoring.baselines", "scoring.rouge_bleu"),
+    },
     "tokens": {"errors"},
     "collation": set(),
     "data": {"collation", "corpus.pairs", "denoise", "errors", "tokens"},
@@ -121,6 +134,7 @@ SETTINGS = {
     "corpus.new_base": "NewBaseConfig",
     "corpus.mimic_iii": "NotesConfig",
     "corpus.sections": "SectionsConfig",
+    "corpus.audit": "AuditConfig",
 }
 
 
