@@ -80,6 +80,11 @@ def faulty(fault: Fault | None = None) -> Iterator[Disk]:
         yield disk
 
 
+def install(fault: Fault) -> None:
+    """For good: in a forked process."""
+    durable.os = Disk(fault)  # type: ignore[assignment]
+
+
 @contextmanager
 def _in_place(disk: Any) -> Iterator[None]:
     before, durable.os = durable.os, disk

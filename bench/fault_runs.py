@@ -1,13 +1,17 @@
 """Whole training runs in forked processes, on one or several gloo ranks: 0.3 s each instead of the
-10 s that a fresh Python needs for its imports."""
+10 s that a fresh Python needs for its imports. `bits` is what must be equal afterwards."""
 
+import json
 import os
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+import durable
 import train_loop
 from bench.disk_faults import ended, start
 
@@ -27,6 +31,11 @@ def run(argv: Sequence[str], n_ranks: int = 1, *, before: Action = lambda: None)
     return [ended(child) for child in launch(argv, n_ranks, before=before)]
 
 
+def run_here(argv: Sequence[str]) -> None:
+    """In this process."""
+    train_loop.main(list(argv))
+
+
 def _rank(argv: Sequence[str], rank: int, n_ranks: int, port: int, before: Action) -> None:
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -38,3 +47,21 @@ def _rank(argv: Sequence[str], rank: int, n_ranks: int, port: int, before: Actio
         os.environ |= {name: str(value) for name, value in {**ranks, **place}.items()}
     before()
     train_loop.main(list(argv))
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return [int(path.name[5:]) for path in durable.stored(folder / "checkpoints")]
+
+
+def bits(folder: Path) -> dict[str, Any]:
+    """Everything a run leaves but times: the kept adapter, the last state, the log."""
+    last = durable.read(durable.stored(folder / "checkpoints")[-1])
+    state = json.loads(last.files["state.json"])
+    state["tracker"].pop("log_bytes")  # the speeds in it are not always equally long
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = [
+        {name: value for name, value in line.items() if name != "tokens_per_s"} for line in lines
+    ]
+    kept = [file.read_bytes() for file in folder.glob("[am]*/*.safetensors")]  # adapter or model
+    weights = [last.files[name] for name in ("weights.safetensors", "optimizer.safetensors")]
+    return {"kept": kept, "weights": weights, "state": state, "log": log}

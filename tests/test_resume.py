@@ -15,10 +15,11 @@ import durable
 import gradients
 import tracking
 import train_loop
+from bench.fault_runs import bits, steps_kept
 from errors import ResumeError
-from tests.tiny import Tiny, metrics
+from tests.tiny import Tiny
 
-LAST = ("weights.safetensors", "optimizer.safetensors", "state.json")
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -38,25 +39,6 @@ def flags(tiny: Tiny, folder: Path, **changes: Any) -> list[str]:
 
 def run(tiny: Tiny, folder: Path, **changes: Any) -> None:
     train_loop.main(flags(tiny, folder, **changes))
-
-
-def steps_kept(folder: Path) -> list[int]:
-    return [int(path.name[5:]) for path in durable.stored(folder / "checkpoints")]
-
-
-def bits(folder: Path) -> dict[str, Any]:
-    """Everything a run leaves but times: the kept adapter, the last state, the log."""
-    last = durable.read(durable.stored(folder / "checkpoints")[-1])
-    state = json.loads(last.files["state.json"])
-    state["tracker"].pop("log_bytes")  # the speeds in it are not always equally long
-    log = [
-        {name: value for name, value in line.items() if name != "tokens_per_s"}
-        for kind in ("step", "epoch")
-        for line in metrics(folder, kind)
-    ]
-    kept = [file.read_bytes() for file in folder.glob("[am]*/*.safetensors")]  # adapter or model
-    weights = [last.files[name] for name in LAST[:2]]
-    return {"kept": kept, "weights": weights, "state": state, "log": log}
 
 
 def stopped_after(step: int, whole: Path, folder: Path) -> Path:
@@ -86,7 +68,7 @@ def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return made
 
 
-@pytest.mark.parametrize("step", range(1, 9))
+@pytest.mark.parametrize("step", [*(pytest.param(n, marks=SLOW) for n in (2, 6, 7)), 1, 3, 4, 5, 8])
 def test_resumed_after_every_step_gives_the_same_bits(
     tiny: Tiny, tmp_path: Path, whole: Callable[..., Path], step: int
 ) -> None:
@@ -100,15 +82,19 @@ def test_resumed_after_every_step_gives_the_same_bits(
 
 CELLS: list[dict[str, Any]] = [
     {"precision": "bf16"},
+    {"tuning": "full", "engine": "hf"},
+]
+MORE_CELLS: list[dict[str, Any]] = [
     {"precision": "bf16", "engine": "hf", "grad_accum_steps": 1, "max_steps": 11},
     {"precision": "fp16"},
     {"objective": "denoise", "data__prefix": ""},
-    {"tuning": "full", "engine": "hf"},
     {"grad_accum_steps": 3, "deterministic": True},
 ]
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell.values())))
+@pytest.mark.parametrize(
+    "cell", [*CELLS, *(pytest.param(cell, marks=SLOW) for cell in MORE_CELLS)], ids=str
+)
 def test_resumed_with_other_settings_gives_the_same_bits(
     tiny: Tiny, tmp_path: Path, whole: Callable[..., Path], cell: dict[str, Any]
 ) -> None:
@@ -139,9 +125,14 @@ def without(files: dict[str, bytes], item: str) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "item",
     [
-        *("nothing", "weights", "optimizer.exp_avg", "optimizer.exp_avg_sq", "optimizer.step"),
-        *("progress.step", "progress.offset", "progress.epoch", "progress.updates"),
-        *("tracker.window", "tracker.epoch", "tracker.n_done", "skips.total"),
+        *("nothing", "weights", "optimizer.exp_avg", "optimizer.step", "progress.step"),
+        *("progress.offset", "progress.updates", "tracker.window", "skips.total"),
+        *(
+            pytest.param(item, marks=SLOW)
+            for item in (
+                *("optimizer.exp_avg_sq", "progress.epoch", "tracker.epoch", "tracker.n_done"),
+            )
+        ),
     ],
 )
 def test_leaving_anything_out_changes_bits(
@@ -183,7 +174,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     monkeypatch.setattr(gradients.GradientSum, "finish", spoiled)
 
 
-@pytest.mark.parametrize("step", [5, 6, 7])
+@pytest.mark.parametrize("step", [5, pytest.param(6, marks=SLOW), 7])
 def test_skips_in_a_row_are_counted_across_a_stop(
     tiny: Tiny,
     tmp_path: Path,

@@ -17,10 +17,14 @@ import tracking
 import train_loop
 from bench import fault_runs
 from bench.disk_faults import ended
-from tests.test_resume import bits, flags, steps_kept, stopped_after
+from bench.fault_runs import bits, steps_kept
+from tests.test_resume import flags, stopped_after
 from tests.tiny import Tiny, metrics
 
 HALVES = {"micro_batch_size": 4, "grad_accum_steps": 2}  # 16 reports a step on 2 ranks
+
+
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,11 @@ def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 @pytest.mark.parametrize(
     ("n_ranks", "step", "precision"),
-    [(2, 1, "fp32"), (2, 4, "bf16"), (2, 6, "fp32"), (4, 3, "fp32"), (3, 5, "fp32")],
+    [
+        (2, 3, "fp32"),
+        (3, 5, "fp32"),
+        *(pytest.param(*cell, marks=SLOW) for cell in ((2, 4, "bf16"), (4, 3, "fp32"))),
+    ],
 )
 def test_resumed_ranks_give_the_same_bits(
     tiny: Tiny,
@@ -64,7 +72,11 @@ def test_resumed_ranks_give_the_same_bits(
     assert bits(folder) == bits(undisturbed)
 
 
-@pytest.mark.parametrize("worlds", [(2, 1), (1, 2, 4), (4, 2)], ids=str)
+@pytest.mark.parametrize(
+    "worlds",
+    [(2, 1), pytest.param((1, 2, 4), marks=SLOW), pytest.param((4, 2), marks=SLOW)],
+    ids=str,
+)
 def test_deterministic_runs_have_the_same_bits_on_any_number_of_processes(
     tiny: Tiny, tmp_path: Path, whole: Callable[..., Path], worlds: tuple[int, ...]
 ) -> None:
@@ -104,7 +116,9 @@ def last_rank() -> str | None:
     return str(int(n_ranks) - 1) if n_ranks else None
 
 
-@pytest.mark.parametrize("worlds", [(2, 1), (1, 2), (2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "worlds", [(1, 2), pytest.param((2, 1), marks=SLOW), pytest.param((2, 3), marks=SLOW)], ids=str
+)
 def test_a_run_goes_on_with_the_same_steps_on_other_numbers_of_processes(
     tiny: Tiny, tmp_path: Path, whole: Callable[..., Path], worlds: tuple[int, int]
 ) -> None:
@@ -143,7 +157,7 @@ def test_numbers_of_processes_that_cannot_be(
     assert steps_kept(folder) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=SLOW)])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     tiny: Tiny, tmp_path: Path, whole: Callable[..., Path], number: signal.Signals
 ) -> None:
@@ -171,7 +185,7 @@ def wait_for(file: Path, text: str) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped", "raises"])
+@pytest.mark.parametrize("how", ["killed", "stopped", pytest.param("raises", marks=SLOW)])
 def test_all_end_when_one_is_lost_and_the_run_goes_on_later(
     tiny: Tiny, tmp_path: Path, whole: Callable[..., Path], how: str
 ) -> None:
