@@ -21,6 +21,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -158,17 +159,11 @@ def prune(parent: Path, *, keep: int, also: int | None = None) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Move a damaged folder out of the way, if it is there."""
-    for number in range(10_000):
-        aside = folder.with_name(f".bad-{folder.name}-{number}")
-        try:
-            os.lstat(aside)
-        except FileNotFoundError:
-            break
-    try:
-        os.rename(folder, aside)
-    except FileNotFoundError:
-        return
+    """Move a damaged folder out of the way, if it is there. Raises OSError."""
+    taken = set(os.listdir(folder.parent))
+    if folder.name in taken:
+        number = next(n for n in count() if f".bad-{folder.name}-{n}" not in taken)
+        os.rename(folder, folder.with_name(f".bad-{folder.name}-{number}"))
 
 
 def clean(parent: Path, *, everything: bool = False) -> None:
@@ -308,8 +303,6 @@ def _discard(path: Path, *, quietly: bool = False) -> None:
         for name in os.listdir(path):
             _discard(path / name)
         os.rmdir(path)
-    except FileNotFoundError:
-        return
-    except OSError:
-        if not quietly:
+    except OSError as error:
+        if not (quietly or isinstance(error, FileNotFoundError)):
             raise

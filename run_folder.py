@@ -154,9 +154,10 @@ def look_into(folder: Path, config: TrainConfig, n_ranks: int, facts: Json) -> F
         compare(checkpoint, config, facts)
         settled = elastic(settled, checkpoint, n_ranks)
     if not finished:
-        (folder / STATUS).unlink(missing_ok=True)
-        for path in rejected:
-            durable.set_aside(path)
+        with storage_errors(folder):
+            (folder / STATUS).unlink(missing_ok=True)
+            for path in rejected:
+                durable.set_aside(path)
         durable.clean(folder / CHECKPOINTS)
     return Found(settled, checkpoint, is_finished=finished)
 

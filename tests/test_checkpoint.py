@@ -180,6 +180,22 @@ def test_an_error_of_the_disk_at_every_operation(parent: Path, kind: str) -> Non
     assert n_told > len(calls) / 2
 
 
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_cannot_be_removed_is_told(parent: Path, everything: bool) -> None:
+    (parent / ".tmp-half").mkdir()
+    calls = operations(partial(durable.clean, parent, everything=everything))
+    for at in range(len(calls)):
+        (parent / ".tmp-half").mkdir(exist_ok=True)
+        if everything:
+            (parent / "step-00000001").mkdir(exist_ok=True)
+        with faulty(Fault(at, "read-only")) as disk:
+            try:
+                durable.clean(parent, everything=everything)
+                assert len(disk.calls) <= at  # less to remove than the first time
+            except StorageError as error:
+                assert "Read-only" in str(error)
+
+
 def test_a_full_disk_is_noticed_before(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "ROOM", 10**15)
     with pytest.raises(StorageError, match=r"No space left.*bytes are needed, [\d,]+ are free"):

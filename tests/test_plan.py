@@ -86,6 +86,23 @@ def test_every_micro_batch_is_shared_evenly(call: dict[str, Any]) -> None:
 
 
 @FAST
+@given(epochs(), st.integers(1, 4), st.integers(1, 4))
+def test_whole_micro_batches_are_the_same_at_any_number_of_ranks(
+    call: dict[str, Any], n_ranks: int, rounds: int
+) -> None:
+    """Rank r has numbers r, r + n_ranks, ... of those that one rank has; empty ones fill up."""
+    cut = {**call, "whole": True}
+    alone = plan_epoch(**{**cut, "n_ranks": 1, "grad_accum_steps": n_ranks * rounds})
+    dealt_out = plan_epoch(**{**cut, "n_ranks": n_ranks, "grad_accum_steps": rounds})
+    for one, many in zip(alone, dealt_out, strict=True):
+        expected = [shard.tolist() for (shard,) in one.micro_batches]
+        found = [shard.tolist() for shards in many.micro_batches for shard in shards]
+        assert found[: len(expected)] == expected
+        assert found[len(expected) :] == [[]] * (-len(expected) % n_ranks)
+        assert all(len(shards) == n_ranks for shards in many.micro_batches)
+
+
+@FAST
 @given(epochs())
 def test_the_cut_does_not_change_the_steps(call: dict[str, Any]) -> None:
     whole = plan_epoch(**{**call, "n_ranks": 1, "grad_accum_steps": 1})
@@ -249,7 +266,7 @@ def test_n_steps(n: int, size: int, steps: int) -> None:
     ],
 )
 def test_refuses_what_cannot_be_planned(
-    source: list[int], target: list[int], sizes: dict[str, int]
+    source: list[int], target: list[int], sizes: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match="at least"):
         plan_epoch(np.array(source), np.array(target), **{"global_batch_size": 2, **sizes})

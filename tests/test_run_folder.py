@@ -351,12 +351,18 @@ def test_a_full_disk_is_told_with_the_room_it_needs(
     assert code == 7 and str(tmp_path / "run") in message and "are free" in message
 
 
+@pytest.mark.parametrize("log_every", [1, 100])
 def test_a_vanished_run_folder_ends_the_run_with_7(
-    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    log_every: int,
 ) -> None:
+    """Met first by the log, or by the checkpoint."""
     folder = tmp_path / "run"
     at_step(monkeypatch, 6, lambda: shutil.rmtree(folder))
-    code, message = refusal(capfd, tiny, folder)
+    code, message = refusal(capfd, tiny, folder, log_every=log_every)
     assert code == 7 and "No such file" in message and not folder.exists()
 
 

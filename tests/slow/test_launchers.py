@@ -1,0 +1,99 @@
+"""Signals under the real launcher, which changes exit codes: what counts is exit_status.json."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.fault_runs import bits, steps_kept
+from tests.test_resume import flags
+from tests.tiny import ROOT, Tiny
+
+pytestmark = pytest.mark.slow
+FILES = {1: "cpu.yaml", 2: "cpu_2_processes.yaml"}
+
+
+def launch(argv: list[str], n_ranks: int) -> subprocess.Popen[bytes]:
+    """`accelerate launch`, in a process group of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            *("--config_file", str(ROOT / "recipes/accelerate" / FILES[n_ranks])),
+            *("--main_process_port", str(port), "train_loop.py", *argv),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def members(group: int) -> list[int]:
+    """Living processes of a group (zombies are not alive)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            state, _, pgrp = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(pgrp) == group and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def wait(condition: object, seconds: float) -> float:
+    begun = time.monotonic()
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Path]]:
+    runs = {}
+    for n_ranks in FILES:
+        runs[n_ranks] = tmp_path_factory.mktemp("whole") / "run"
+        done = launch(flags(tiny, runs[n_ranks], micro_batch_size=8 // n_ranks, epochs=40), n_ranks)
+        assert done.wait(timeout=240) == 0
+    yield runs
+
+
+@pytest.mark.parametrize("n_ranks", FILES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("target", ["launcher", "group"])
+def test_a_signal_to_the_launcher_keeps_the_step(
+    tiny: Tiny,
+    tmp_path: Path,
+    whole: dict[int, Path],
+    n_ranks: int,
+    number: signal.Signals,
+    target: str,
+) -> None:
+    if (target, number) == ("group", signal.SIGKILL):
+        pytest.skip("nobody is left to write a status")
+    folder = tmp_path / "run"
+    argv = flags(tiny, folder, micro_batch_size=8 // n_ranks, epochs=40, checkpoint_steps=0)
+    launcher = launch(argv, n_ranks)
+    log = folder / "metrics.jsonl"
+    wait(lambda: log.exists() and '"step": 9' in log.read_text(), 120)
+    (os.killpg if target == "group" else os.kill)(launcher.pid, number)
+    wait(lambda: launcher.poll() is not None and not members(launcher.pid), 5)
+    assert launcher.returncode != 0
+    told = json.loads((folder / "exit_status.json").read_text())
+    assert told["code"] in (75, 8)  # 8: a rank whose peer the launcher ended first
+    assert steps_kept(folder)[-1] >= 9 - 1
+    again = launch(argv, n_ranks)
+    assert again.wait(timeout=240) == 0
+    assert bits(folder) == bits(whole[n_ranks])
