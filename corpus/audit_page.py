@@ -33,8 +33,8 @@ def audit_page(figures: Figures, words: Mapping[str, Mapping[str, np.ndarray]]) 
     n_pairs = sum(split["pairs"] for split in figures["splits"].values())
     kinds = [told["severity"] for told in figures["findings"]]
     counts = [
-        f"{kinds.count(kind):,} {kind}{'s' * (kinds.count(kind) != 1)}"
-        for kind in SEVERITY
+        f"{kinds.count(kind):,} {name}{'s' * (kinds.count(kind) != 1)}"
+        for kind, name in SEVERITY.items()
         if kind in kinds
     ]
     sections = [
@@ -83,6 +83,8 @@ def _findings(figures: Figures) -> Section:
 
 def _checks(figures: Figures) -> Section:
     head, rows = check_rows(figures)
+    for row in rows:
+        row[1] = SEVERITY.get(str(row[1]), "")
     blocks: list[Block] = [
         Table(
             "Pairs that each check flags",
@@ -91,7 +93,8 @@ def _checks(figures: Figures) -> Section:
             digits=2,
             note="Texts are compared in lower case and without punctuation; “nearly”: the sets of "
             "3-word runs overlap by at least 0.8. A pair may be flagged by several checks. What "
-            "is shared by two splits is counted in both. Severity stands beside findings only.",
+            "is shared by two splits is counted in both. Severity stands beside findings only; a "
+            "problem is an error to --fail_on.",
         )
     ]
     if not figures["settings"]["tokenizer"]:
@@ -100,7 +103,9 @@ def _checks(figures: Figures) -> Section:
         )
     if unknown := figures["unknown_characters"]:
         rows = [[name, n] for name, n in unknown[:20]]
-        blocks.append(Table("Characters that the tokenizer does not know", ["", "Texts"], rows))
+        blocks.append(
+            Table("Characters that the tokenizer does not know", ["Character", "Texts"], rows)
+        )
     return Section("Checks", blocks)
 
 

@@ -74,6 +74,8 @@ def write_clean(
                 kept = [p for p, w in zip(split.pairs, why[split.name], strict=True) if not w]
                 with (folder / f"{split.name}.jsonl").open("w", encoding="utf-8") as pairs:
                     pairs.writelines(map(_line, kept))
+            for written in folder.iterdir():
+                written.chmod(0o600)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--output_dir", "folder for --clean")) from None
     return removed

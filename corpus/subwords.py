@@ -61,13 +61,9 @@ def load(folder: str) -> Subwords:
     path = Path(folder).expanduser()
     try:
         if (path / "tokenizer.json").exists():
-            from tokenizers import Tokenizer
-
-            # It raises a bare Exception for what is no tokenizer, so the content is checked first.
             text = (path / "tokenizer.json").read_text(encoding="utf-8")
             unknown = _unknown_id(text, path)
-            tokenizer = Tokenizer.from_str(text)
-            return Subwords(lambda w: tokenizer.encode(w, add_special_tokens=False).ids, unknown)
+            return Subwords(_encoder(text, path), unknown)
         if (path / "spiece.model").exists():
             import sentencepiece
 
@@ -81,6 +77,16 @@ def load(folder: str) -> Subwords:
         f"--tokenizer {folder} holds neither tokenizer.json nor spiece.model; give the folder of a "
         "T5 base"
     )
+
+
+def _encoder(text: str, path: Path) -> Encode:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception:  # the library raises this very class
+        raise ConfigError(f"--tokenizer {path}: tokenizer.json is broken; give another") from None
+    return lambda word: tokenizer.encode(word, add_special_tokens=False).ids
 
 
 def _unknown_id(text: str, path: Path) -> int:
