@@ -1,6 +1,6 @@
 """What is wrong with report pairs, before a model is trained on them.
 
-    python -m corpus.audit --data.path data/mimic --tokenizer t5-small --fail_on error
+    python -m corpus.audit --data.path data/mimic --tokenizer assets/tiny_base --fail_on error
     python -m corpus.audit --data.path data/mimic --clean data/mimic-clean
 
 One table on the console, audit.json and audit.html in the output folder: counts, lengths, copies
@@ -234,6 +234,8 @@ def _figures(
         for check in (*ROWS, *CHECKS)
         if check.name in counts
     }
+    if not any(pair.patient for x in texts for pair in x.pairs):
+        del checks["shared_patient"]  # not known, which is not the same as 0
     groups = {x.split.name: Counter(p.group for p in x.pairs if p.group) for x in texts}
     names = sorted({name for own in groups.values() for name in own})
     return {
@@ -311,6 +313,8 @@ def show(figures: dict[str, Any], config: AuditConfig) -> None:
     console.print(table)
     if not config.tokenizer:
         print("tokens not counted: give --tokenizer to see what would be cut or is unknown")
+    if "shared_patient" not in figures["checks"]:
+        print("patients not compared: the data have no column `patient`")
     for told in figures["findings"]:
         counts = ", ".join(f"{n:,} in {split}" for split, n in told["counts"].items() if n)
         print(f"{told['severity']}: {told['title']}: {counts}: {told['remedy']}")

@@ -101,6 +101,8 @@ def _checks(figures: Figures) -> Section:
         blocks.append(
             Text("Tokens were not counted: give --tokenizer to see what would be cut or unknown.")
         )
+    if "shared_patient" not in figures["checks"]:
+        blocks.append(Text("Patients were not compared: the data have no column “patient”."))
     if unknown := figures["unknown_characters"]:
         rows = [[name, n] for name, n in unknown[:20]]
         blocks.append(

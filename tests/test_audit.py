@@ -237,6 +237,12 @@ def test_without_a_tokenizer_tokens_are_not_guessed(tmp_path: Path) -> None:
     assert "give --tokenizer" in (tmp_path / "out" / "audit.html").read_text()
 
 
+def test_unknown_patients_are_not_zero_shared_ones(tmp_path: Path) -> None:
+    pairs = {s: [replace(p, patient="") for p in own] for s, own in clean_pairs().items()}
+    assert "shared_patient" not in run(tmp_path, pairs)["checks"]
+    assert "no column “patient”" in (tmp_path / "out" / "audit.html").read_text()
+
+
 def test_one_split_alone(tmp_path: Path) -> None:
     figures = run(tmp_path, {"validation": clean_pairs()["validation"]})
     assert list(figures["splits"]) == ["validation"] and figures["scores"] == {}
