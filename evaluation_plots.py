@@ -25,7 +25,7 @@ SYSTEMS = {
     "base": "base",
     "lora": "LoRA",
     "copy": "copy of the report",
-    "lead": "lead sentences",
+    "lead": "first words",
     "most_frequent": "most frequent impression",
     "nearest_neighbour": "nearest training report",
     "extractive_oracle": "extractive oracle",

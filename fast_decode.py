@@ -12,7 +12,8 @@ P places (one report each), W beams, R = P * W rows, C columns, S source tokens,
 K head width, D model width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ from collation import GRID_MULTIPLE, TOKEN_MULTIPLE, collate_packed
 from fast_attention import Grid, pad
 from fast_ops import Dropout, add_norm
 from fast_t5 import Block, Stack, Step, linears
+from numerics import cpu_multiplies_bf16
+from vocabulary import Vocabulary
 
+SEGMENT = 64  # places whose cross-attention is one product, padded to the longest of them
 NARROWER = 0.75  # of the width: only then it pays to copy what is kept
 ENCODED_TOGETHER = 64  # reports; more would only take memory
 
@@ -63,7 +67,9 @@ class Decoder:
             self.encoder = Stack(base.encoder, blocks[0], dtype)
             self.decoder = Stack(base.decoder, blocks[1], dtype)
             self.embedding = base.shared.weight.detach().to(dtype)
-            self.vocabulary = base.lm_head.weight.detach().to(dtype)
+            weight = base.lm_head.weight.detach().to(dtype)
+            screened = self.device.type == "cpu" and cpu_multiplies_bf16()
+            self.vocabulary = Vocabulary(weight, screened=screened)
             self.cross_kv = torch.cat([block.cross_kv.weight for block in self.decoder.blocks])
         for block in self.decoder.blocks:
             del block.cross_kv  # read through self.cross_kv alone
@@ -100,18 +106,51 @@ def source_width(longest: int) -> int:
     return -(-longest // GRID_MULTIPLE) * GRID_MULTIPLE + GRID_MULTIPLE
 
 
+@dataclass
+class Segment:
+    """Neighbouring places, of like lengths: cross-attention keys and values (2 L, p, H, S, K) and
+    padding (p, S)."""
+
+    kv: Tensor
+    padding: Tensor
+
+    def put(self, places: Tensor, kv: Tensor, padding: Tensor) -> None:
+        """(n,) places within the segment, what `Decoder.memory` gave for them."""
+        n = min(kv.shape[3], self.kv.shape[3])  # spare columns of padding may fall off
+        self.kv[:, places, :, :n] = kv[..., :n, :]
+        self.kv[:, places, :, n:] = 0  # masked, but 0 * NaN would be NaN
+        self.padding[places] = float("-inf")
+        self.padding[places, :n] = padding[:, :n]
+
+    def keep(self, places: Tensor) -> None:
+        self.kv, self.padding = self.kv[:, places], self.padding[places]
+
+    def narrow(self, longest: int) -> None:
+        """No source is longer than `longest` tokens any more: forget the rest."""
+        width = source_width(longest)
+        if width <= NARROWER * self.kv.shape[3]:
+            self.kv = self.kv[..., :width, :].contiguous()
+            self.padding = self.padding[:, :width].contiguous()
+
+
 class Cache:
     """Keys and values of P places x W beams: of the source, and of what was written so far."""
 
-    def __init__(self, decoder: Decoder, places: int, width: int, source: int, columns: int):
+    def __init__(self, decoder: Decoder, lengths: Sequence[int], width: int, columns: int) -> None:
+        """`lengths`: of the first source of each place, falling; later ones may not be longer."""
         self.decoder, self.width, self.columns = decoder, width, columns
         layers, heads, size = decoder.n_layers, decoder.n_heads, decoder.head_width
-        place = {"dtype": decoder.dtype, "device": decoder.device}
-        self.cross = torch.empty(2 * layers, places, heads, source, size, **place)
-        self.padding = torch.full((places, source), float("-inf"), device=decoder.device)
+        here: dict[str, Any] = {"dtype": decoder.dtype, "device": decoder.device}
+        self.segments = []
+        for start in range(0, len(lengths), SEGMENT):
+            part = lengths[start : start + SEGMENT]
+            longest = source_width(max(part))
+            kv = torch.empty(2 * layers, len(part), heads, longest, size, **here)
+            padding = torch.full((len(part), longest), float("-inf"), device=decoder.device)
+            self.segments.append(Segment(kv, padding))
         # Every column that is read was written, for all rows; the untouched rest costs no memory.
-        self.own = torch.empty(2 * layers, places * width, heads, columns, size, **place)
-        self.first = torch.zeros(places, dtype=torch.long, device=decoder.device)
+        self.own = torch.empty(2 * layers, len(lengths) * width, heads, columns, size, **here)
+        self.first = torch.zeros(len(lengths), dtype=torch.long, device=decoder.device)
         self.column = 0  # where the next step writes
         self.oldest = 0  # no row looks before this column
         row = decoder.decoder.position_bias(columns)[0, :, -1]  # distances C - 1 ... 0
@@ -127,37 +166,49 @@ class Cache:
         """No column is left: `forget` before the next step."""
         return self.column == self.columns
 
-    def put(self, places: Tensor, sources: Sequence[NDArray[np.int32]]) -> None:
+    def put(self, places: list[int], sources: Sequence[NDArray[np.int32]]) -> None:
         """New reports into the given places, beginning at the next column."""
-        if len(places) == self.places:
-            self.column = 0
         for start in range(0, len(sources), ENCODED_TOGETHER):
-            some = places[start : start + ENCODED_TOGETHER]
-            kv, padding = self.decoder.memory(sources[start : start + ENCODED_TOGETHER])
-            n = min(kv.shape[3], self.cross.shape[3])  # a spare column of padding may fall off
-            self.cross[:, some, :, :n] = kv[..., :n, :]
-            self.cross[:, some, :, n:] = 0  # masked, but 0 * NaN would be NaN
-            self.padding[some] = float("-inf")
-            self.padding[some, :n] = padding[:, :n]
-        self.first[places] = self.column
+            some = slice(start, start + ENCODED_TOGETHER)
+            kv, padding = self.decoder.memory(sources[some])
+            for segment, rows, inside in self._by_segment(places[some]):
+                segment.put(inside, kv[:, rows], padding[rows])
+        self.first[self._indices(places)] = self.column
         self._look_back()
 
-    def keep(self, places: Tensor) -> None:
-        """Forget all other places."""
-        rows = places[:, None] * self.width + torch.arange(self.width, device=places.device)
+    def keep(self, places: list[int]) -> None:
+        """Forget all other places; those that stay move together in their order (rising)."""
+        inside = [(segment, where) for segment, _, where in self._by_segment(places) if len(where)]
+        self.segments = [segment for segment, _ in inside]
+        for segment, where in inside:
+            segment.keep(where)
+        kept = self._indices(places)
+        rows = kept[:, None] * self.width + torch.arange(self.width, device=kept.device)
         used = self.own[..., : self.column, :]
         own = self.own.new_empty(self.own.shape[0], rows.numel(), *self.own.shape[2:])
         own[..., : self.column, :] = used[:, rows.view(-1)]
-        self.own, self.first = own, self.first[places]
-        self.cross, self.padding = self.cross[:, places], self.padding[places]
+        self.own, self.first = own, self.first[kept]
         self._look_back()
 
-    def narrow(self, longest: int) -> None:
-        """No place holds a source of more than `longest` tokens any more: forget the rest."""
-        width = source_width(longest)
-        if width <= NARROWER * self.cross.shape[3]:
-            self.cross = self.cross[..., :width, :].contiguous()
-            self.padding = self.padding[:, :width].contiguous()
+    def narrow(self, lengths: Sequence[int]) -> None:
+        """The present sources have these lengths: forget what none of a segment needs."""
+        start = 0
+        for segment in self.segments:
+            n = len(segment.padding)
+            segment.narrow(max(lengths[start : start + n]))
+            start += n
+
+    def _by_segment(self, places: list[int]) -> Iterator[tuple[Segment, Tensor, Tensor]]:
+        """Each segment with the rows of `places` that lie in it, and where in it they lie."""
+        start = 0
+        for segment in list(self.segments):
+            end = start + len(segment.padding)
+            rows = [row for row, place in enumerate(places) if start <= place < end]
+            yield segment, self._indices(rows), self._indices([places[row] - start for row in rows])
+            start = end
+
+    def _indices(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.decoder.device)
 
     def reorder(self, rows: Tensor) -> None:
         """Row r goes on from the past of row rows[r] (beams)."""
@@ -172,9 +223,9 @@ class Cache:
         self.first, self.column, self.oldest = self.first - by, self.column - by, 0
         return by
 
-    def release(self, places: Tensor) -> None:
+    def release(self, places: list[int]) -> None:
         """Free places need no past."""
-        self.first[places] = self.column
+        self.first[self._indices(places)] = self.column
         self._look_back()
 
     def _look_back(self) -> None:
@@ -183,9 +234,9 @@ class Cache:
 
 
 @torch.no_grad()
-def next_logits(cache: Cache, ids: Tensor) -> Tensor:
-    """The tokens (R,) just written -> logits of the next ones (R, V) in the compute dtype; fills
-    one column of the cache."""
+def next_hidden(cache: Cache, ids: Tensor) -> Tensor:
+    """The tokens (R,) just written -> what the vocabulary is projected on for the next ones (R, D),
+    in the compute dtype; fills one column of the cache."""
     decoder, step = cache.decoder, cache.decoder._step
     heads, size, width = decoder.n_heads, decoder.head_width, cache.width
     n_rows, column, oldest = len(ids), cache.column, cache.oldest
@@ -196,7 +247,8 @@ def next_logits(cache: Cache, ids: Tensor) -> Tensor:
         hidden = torch.zeros(seen.shape, device=ids.device).masked_fill_(~seen, float("-inf"))
         bias = bias + hidden.repeat_interleave(width, 0)[:, None, None, :]
     bias = bias.to(decoder.dtype)
-    padding = cache.padding.to(decoder.dtype)[:, None, None, :]
+    sizes = [len(segment.padding) for segment in cache.segments]
+    paddings = [s.padding.to(decoder.dtype)[:, None, None, :] for s in cache.segments]
 
     x, update = decoder.embedding[ids].float(), None
     for i, block in enumerate(decoder.decoder.blocks):
@@ -209,13 +261,14 @@ def next_logits(cache: Cache, ids: Tensor) -> Tensor:
         x, normed = add_norm(x, update, block.norms[1], step.drop)
         # Beams of a report are queries of one attention: its keys are read once for all.
         q = block.cross_q(step, normed).view(-1, width, heads, size).transpose(1, 2)
-        found = _attend(q, cache.cross[2 * i], cache.cross[2 * i + 1], padding)
-        update = block.cross_o(step, found)
+        parts = zip(q.split(sizes), cache.segments, paddings, strict=True)
+        by_segment = [_attend(q, s.kv[2 * i], s.kv[2 * i + 1], padding) for q, s, padding in parts]
+        update = block.cross_o(step, torch.cat(by_segment))
         x, normed = add_norm(x, update, block.norms[-1], step.drop)
         update = block.wo(step, block.activated(block.wi(step, normed)))
     cache.column += 1
     hidden = add_norm(x, update, decoder.decoder.final_norm, step.drop)[1]
-    return F.linear(hidden * decoder.scale if decoder.scale != 1 else hidden, decoder.vocabulary)
+    return hidden if decoder.scale == 1 else hidden * decoder.scale
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collation import collate_padded
 from errors import ConfigError
-from fast_decode import Cache, Decoder, next_logits, source_width, why_not
+from fast_decode import Cache, Decoder, next_hidden, source_width, why_not
 from model import T5Model, evaluating
 from search import Search, SearchConfig, make_search
 from tokens import Tokens
@@ -118,8 +118,8 @@ def stream(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[Output]:
-    """Outputs of the sources in `order` (long to short is fastest), each as soon as it has ended;
-    memory does not grow with their number. Raises ConfigError if the engine cannot do it."""
+    """Outputs of the sources named in `order`, each as soon as it has ended; memory does not grow
+    with their number. Raises ConfigError if the engine cannot do it."""
     if config.engine == "ctranslate2":
         import ct2  # slow to import, and an optional extra behind it
 
@@ -156,7 +156,8 @@ class _Run:
         places = n_places(config, width, columns)
         n_runs = -(-len(self.waiting) // places)
         places = -(-len(self.waiting) // n_runs)  # where all end together, no small batch is left
-        self.cache = Cache(decoder, places, config.num_beams, width, columns)
+        lengths = [self._length(index) for index in reversed(self.waiting[-places:])]
+        self.cache = Cache(decoder, lengths, config.num_beams, columns)
         settings = decoder.config
         self.search = make_search(
             config, places, columns, settings.eos_token_id, settings.pad_token_id, decoder.device
@@ -175,8 +176,8 @@ class _Run:
         """The next reports into free places."""
         for place in free:
             self.reports[place] = self.waiting.pop()
+        self.cache.put(free, [self.source.row(self.reports[place]) for place in free])
         places = self._indices(free)
-        self.cache.put(places, [self.source.row(self.reports[place]) for place in free])
         self.search.begin(places)
         width = self.config.num_beams
         start = self.decoder.config.decoder_start_token_id
@@ -187,8 +188,9 @@ class _Run:
     def step(self) -> None:
         """One more token in every place."""
         cache, column = self.cache, self.cache.column
-        logits = next_logits(cache, self.ids)
-        self.ids, past = self.search.advance(logits, column - cache.first, column)
+        hidden = next_hidden(cache, self.ids)
+        age, vocabulary = column - cache.first, self.decoder.vocabulary
+        self.ids, past = self.search.advance(hidden, vocabulary, age, column)
         if past is not None:
             cache.reorder(past)
 
@@ -206,11 +208,11 @@ class _Run:
             finished = [i for i, place in enumerate(kept) if place in set(finished)]
         if self.cache.full:
             if finished:
-                self.cache.release(self._indices(finished))
+                self.cache.release(finished)
             self.search.shift(self.cache.forget())
         if finished:
             self._fill(finished)
-            self.cache.narrow(max(map(self._length, self.reports)))
+            self.cache.narrow([self._length(report) for report in self.reports])
         return outputs
 
     def _outputs(self, finished: list[int]) -> list[Output]:
@@ -225,7 +227,7 @@ class _Run:
     def _keep(self, kept: list[int]) -> None:
         places = self._indices(kept)
         self.reports = [self.reports[place] for place in kept]
-        self.cache.keep(places)
+        self.cache.keep(kept)
         self.search.keep(places)
         self.ids = self.ids.view(-1, self.config.num_beams)[places].view(-1)
 
@@ -233,8 +235,8 @@ class _Run:
 def decode(
     decoder: Decoder, source: Tokens, order: Sequence[int], config: DecodingConfig
 ) -> Iterator[Output]:
-    """Decode the sources in `order`, which should fall in length, on one process."""
-    waiting = list(reversed(order))
+    """Decode the sources named in `order`, the longest first, on one process."""
+    waiting = sorted(order, key=lambda index: int(source.lengths[index]))  # the next one last
     every, n_steps = CHECK_EVERY[decoder.device.type], 0
     while waiting:
         run = _Run(decoder, source, config, waiting)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from errors import ConfigError
+from vocabulary import Vocabulary, largest
 
 Device = torch.device
 
@@ -61,9 +62,12 @@ class Search(Protocol):
     def begin(self, places: Tensor) -> None:
         """New reports in these places."""
 
-    def advance(self, logits: Tensor, age: Tensor, column: int) -> tuple[Tensor, Tensor | None]:
-        """Logits (P * W, V) of `column`, the tokens generated before it (P,) -> the token of each
-        row (P * W,), and the row whose past it goes on from (none: its own)."""
+    def advance(
+        self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (P * W, D) before `column`, how many tokens were generated before it (P,)
+        -> the token of each row (P * W,), and the row whose past it goes on from (none: its own).
+        """
 
     def results(self, places: Tensor, first: Tensor) -> list[Result]:
         """What finished places generated; `first` are the columns where they began."""
@@ -134,11 +138,18 @@ class Greedy(_State):
         self.state["tokens"][places] = self.pad
         self.state["finished"][places] = False
 
-    def advance(self, logits: Tensor, age: Tensor, column: int) -> tuple[Tensor, None]:
-        state = self.state
-        logits = restrict(logits, state["tokens"][:, None], age, column, self.config, self.eos)
-        # torch's argmax of half precision is five times slower on a CPU than this.
-        token = logits.float().argmax(-1).masked_fill_(state["finished"], self.pad)
+    def advance(
+        self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int
+    ) -> tuple[Tensor, None]:
+        state, config = self.state, self.config
+        if config.no_repeat_ngram:
+            logits = vocabulary.logits(hidden).float()
+            tokens = state["tokens"][:, None]
+            token = restrict(logits, tokens, age, column, config, self.eos).argmax(-1)
+        else:
+            too_early = age < config.min_new_tokens if config.min_new_tokens else None
+            token = vocabulary.best(hidden, too_early, self.eos)
+        token = token.masked_fill_(state["finished"], self.pad)
         state["tokens"][:, column] = token
         state["finished"] |= (token == self.eos) | (age + 1 >= self.config.max_new_tokens)
         return token, None
@@ -184,15 +195,17 @@ class Beams(_State):
         state["complete"][places] = False
         state["finished"][places] = False
 
-    def advance(self, logits: Tensor, age: Tensor, column: int) -> tuple[Tensor, Tensor]:
+    def advance(
+        self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int
+    ) -> tuple[Tensor, Tensor]:
         state, width, limit = self.state, self.width, self.config.max_new_tokens
-        n_places, vocabulary = len(age), logits.shape[-1]
+        n_places = len(age)
         age = age.clamp(max=limit)  # finished places may run on
-        log_p = torch.log_softmax(logits.float(), -1)
+        log_p = torch.log_softmax(vocabulary.logits(hidden).float(), -1)
         log_p = restrict(log_p, state["tokens"], age, column, self.config, self.eos)
-        total = (log_p.view(n_places, width, vocabulary) + state["scores"][..., None]).flatten(1)
+        total = (log_p.view(n_places, width, -1) + state["scores"][..., None]).flatten(1)
         top, index = largest(total, 2 * width)
-        beam, token = index // vocabulary, index % vocabulary
+        beam, token = index // log_p.shape[-1], index % log_p.shape[-1]
         tokens = _of_beams(state["tokens"], beam)
         tokens[..., column] = token
         ends = (token == self.eos) | (age + 1 >= limit)[:, None]
@@ -232,21 +245,6 @@ class Beams(_State):
 def _of_beams(tensor: Tensor, beams: Tensor) -> Tensor:
     """tensor (P, W, C), beams (P, n) -> (P, n, C)."""
     return tensor.gather(1, beams[..., None].expand(-1, -1, tensor.shape[-1]))
-
-
-def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(P, n) -> the k largest of each row in order, and where they stand.
-
-    torch sorts whole rows on a CPU; only blocks with one of the k largest maxima can hold any.
-    """
-    n, block = values.shape[1], 256
-    if n % block or n // block <= k:
-        return values.topk(k)
-    blocks = values.unflatten(1, (-1, block))
-    where = blocks.amax(-1).topk(k)[1].sort(-1)[0]  # in order, so that ties stay in order
-    some = blocks.gather(1, where[..., None].expand(-1, -1, block)).flatten(1)
-    top, place = some.topk(k)
-    return top, where.gather(1, place // block) * block + place % block
 
 
 def restrict(

@@ -92,7 +92,7 @@ def of_outputs(
             "loops",
             sum(map(loops, texts)),
             "repeat the same words over and over",
-            "train longer, or decode with a repetition block",
+            "train longer, or decode with --no_repeat_ngram 4",
         ),
     ):
         if count:

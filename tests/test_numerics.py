@@ -213,7 +213,7 @@ def test_mix_seed_chains_splitmix64() -> None:
 
 @pytest.mark.parametrize("native", [False, True])
 def test_auto_precision(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics, "_cpu_multiplies_bf16", lambda: native)
+    monkeypatch.setattr(numerics, "cpu_multiplies_bf16", lambda: native)
     assert resolve_precision("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
     assert resolve_precision("auto", torch.device("cuda")) == "fp16"
     assert resolve_precision("auto", torch.device("mps")) == "fp32"
