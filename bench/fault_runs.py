@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def launch(argv: Sequence[str], n_ranks: int = 1, *, before: Action = lambda: No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [start(lambda r=r: _rank(argv, r, n_ranks, port, before)) for r in range(n_ranks)]  # type: ignore[misc]
+    return [start(partial(_rank, argv, rank, n_ranks, port, before)) for rank in range(n_ranks)]
 
 
 def run(argv: Sequence[str], n_ranks: int = 1, *, before: Action = lambda: None) -> list[int]:

@@ -2,7 +2,18 @@
 
 import pytest
 
-from errors import ConfigError, DataError, NumericsError, UserError, exits_cleanly
+from errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NumericsError,
+    PeerError,
+    PreemptedError,
+    ResumeError,
+    StorageError,
+    UserError,
+    exits_cleanly,
+)
 
 
 def run(error: BaseException) -> int:
@@ -25,7 +36,11 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [(UserError, 1), (ConfigError, 2), (DataError, 3), (NumericsError, 6)]
+    ("kind", "code"),
+    [
+        *((UserError, 1), (ConfigError, 2), (DataError, 3), (CheckpointError, 4)),
+        *((ResumeError, 5), (NumericsError, 6), (StorageError, 7), (PeerError, 8)),
+    ],
 )
 def test_exit_code_and_one_line(
     kind: type[UserError], code: int, capsys: pytest.CaptureFixture[str]
@@ -33,6 +48,11 @@ def test_exit_code_and_one_line(
     assert run(kind("what is wrong: what to do")) == code
     out, err = capsys.readouterr()
     assert (out, err) == ("", "error: what is wrong: what to do\n")
+
+
+def test_a_stop_is_not_called_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(PreemptedError("by SIGTERM")) == 75
+    assert capsys.readouterr().err == "stopped: by SIGTERM\n"
 
 
 @pytest.mark.parametrize("mark", ["\n", "\r\n", "\r", "\u2028", "\x0b"])

@@ -39,15 +39,15 @@ def launch(argv: list[str], n_ranks: int) -> subprocess.Popen[bytes]:
     )
 
 
-def members(group: int) -> list[int]:
-    """Living processes of a group (zombies are not alive)."""
+def alive(folder: Path) -> list[int]:
+    """Processes of a run, whatever their group: its folder stands in their command line."""
     found = []
-    for entry in Path("/proc").iterdir():
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, pgrp = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):
+            command = (entry / "cmdline").read_bytes()  # empty for zombies
+        except OSError:
             continue
-        if int(pgrp) == group and state != "Z":
+        if str(folder).encode() in command and int(entry.name) != os.getpid():
             found.append(int(entry.name))
     return found
 
@@ -65,7 +65,7 @@ def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     runs = {}
     for n_ranks in FILES:
         runs[n_ranks] = tmp_path_factory.mktemp("whole") / "run"
-        done = launch(flags(tiny, runs[n_ranks], micro_batch_size=8 // n_ranks, epochs=40), n_ranks)
+        done = launch(flags(tiny, runs[n_ranks], micro_batch_size=8 // n_ranks, epochs=15), n_ranks)
         assert done.wait(timeout=240) == 0
     yield runs
 
@@ -84,12 +84,12 @@ def test_a_signal_to_the_launcher_keeps_the_step(
     if (target, number) == ("group", signal.SIGKILL):
         pytest.skip("nobody is left to write a status")
     folder = tmp_path / "run"
-    argv = flags(tiny, folder, micro_batch_size=8 // n_ranks, epochs=40, checkpoint_steps=0)
+    argv = flags(tiny, folder, micro_batch_size=8 // n_ranks, epochs=15, checkpoint_steps=0)
     launcher = launch(argv, n_ranks)
     log = folder / "metrics.jsonl"
     wait(lambda: log.exists() and '"step": 9' in log.read_text(), 120)
     (os.killpg if target == "group" else os.kill)(launcher.pid, number)
-    wait(lambda: launcher.poll() is not None and not members(launcher.pid), 5)
+    wait(lambda: launcher.poll() is not None and not alive(folder), 5)
     assert launcher.returncode != 0
     told = json.loads((folder / "exit_status.json").read_text())
     assert told["code"] in (75, 8)  # 8: a rank whose peer the launcher ended first
