@@ -4,6 +4,8 @@ The merged model is converted into a temporary folder, which goes when the outpu
 float32 gives the tokens of the other engines; int8 is faster and differs in a few.
 """
 
+import quiet  # isort: skip  # noqa: F401  (before PEFT)
+
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path

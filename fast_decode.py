@@ -12,6 +12,8 @@ P places (one report each), W beams, R = P * W rows, C columns, S source tokens,
 K head width, D model width, V vocabulary.
 """
 
+import quiet  # isort: skip  # noqa: F401  (before PEFT)
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

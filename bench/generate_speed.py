@@ -124,8 +124,10 @@ def main() -> None:
             seconds[name].append(now() - begin)
     n = len(source.lengths)
     speed = {name: n / statistics.median(times) for name, times in seconds.items()}
+    least = config.decoding.min_new_tokens  # of special tokens that a random model may write, too
     n_tokens = {
-        name: sum(len(o.ids) + (not o.cut) for o in found) for name, found in outputs.items()
+        name: sum(max(least, len(output.ids) + (not output.cut)) for output in found)
+        for name, found in outputs.items()
     }
     reference = next((name for name in ("hf_b16", "hf_sorted_best") if name in outputs), "ours")
     rows = [

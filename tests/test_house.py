@@ -90,9 +90,9 @@ ALLOWED: dict[str, set[str]] = {
     "vocabulary": set(),
     "search": {"errors", "vocabulary"},
     "fast_decode": {
-        *("collation", "fast_attention", "fast_ops", "fast_t5", "numerics", "vocabulary"),
+        *("collation", "fast_attention", "fast_ops", "fast_t5", "numerics", "quiet", "vocabulary"),
     },
-    "ct2": {"errors", "model", "search", "tokens"},
+    "ct2": {"errors", "model", "quiet", "search", "tokens"},
     "generate": {"collation", "ct2", "errors", "fast_decode", "model", "search", "tokens"},
     "results": {
         *("corpus.pairs", "errors", "evaluation_page", "pages", "published", "scoring.comparison"),
