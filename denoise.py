@@ -63,9 +63,7 @@ def corrupt(
     return np.concatenate([*source, eos]), np.concatenate(target)
 
 
-def cuts(
-    lengths: NDArray[np.int64], share: float, draw: np.random.Generator
-) -> NDArray[np.int64]:
+def cuts(lengths: NDArray[np.int64], share: float, draw: np.random.Generator) -> NDArray[np.int64]:
     """Where each report (N,) is cut in two, in its last half but not before MIN_TOKENS - 1;
     0 = span corruption instead, for all but `share` of them."""
     first = np.maximum(lengths // 2, MIN_TOKENS - 1)
