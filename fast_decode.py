@@ -98,7 +98,7 @@ class Decoder:
         grid = Grid(rows, slots, self.n_heads)
         padding = torch.zeros(keys.shape, device=self.device).masked_fill_(~keys, float("-inf"))
         bias = self.encoder.position_bias(grid.shape[1]) + padding.to(self.dtype)[:, None, None, :]
-        states = self.encoder(self._step, self.embedding[ids], grid, bias.flatten(0, 1))
+        states = self.encoder(self._step, self.embedding[ids], [grid], [bias.flatten(0, 1)])
         padded = pad(F.linear(states, self.cross_kv), grid, 2 * self.n_layers)
         return padded.unflatten(1, (len(sources), self.n_heads)), padding
 

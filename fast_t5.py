@@ -106,40 +106,37 @@ class FastEngine(nn.Module):
             base.lm_head.weight, self.vocabulary = base.shared.weight, self.embedding
 
     def forward(
-        self,
-        source_ids: Tensor,
-        source_rows: Tensor,
-        source_slots: Tensor,
-        source_keys: Tensor,
-        decoder_ids: Tensor,
-        labels: Tensor,
-        target_rows: Tensor,
-        target_slots: Tensor,
+        self, source_ids: Tensor, decoder_ids: Tensor, labels: Tensor, **places: Tensor
     ) -> Tensor:
-        """(N,) (N,) (B, S) (B, S) bool, (M,) (M,) (M,) (B, T) -> cross-entropy summed over the
-        label tokens, fp32 scalar. `collation.collate_packed` makes these."""
+        """(N,) (M,) (M,), and where the tokens stand in grids for attention -> cross-entropy summed
+        over the label tokens, fp32 scalar. `collation.collate_packed` makes these."""
         with torch.autocast(source_ids.device.type, enabled=False):
             step = self._step(source_ids.device)
             heads = self.config.num_heads
-            source = Grid(source_rows, source_slots, heads)
-            target = Grid(target_rows, target_slots, heads)
-            padding = torch.zeros(source_keys.shape, dtype=self.dtype, device=source_ids.device)
-            padding = padding.masked_fill_(~source_keys, float("-inf"))[:, None, None, :]
+            source, target = (grids_of(places, side, heads) for side in ("source", "target"))
+            paddings = [self._padding(keys) for keys in numbered(places, "source_keys")]
 
             # What is added to the scores, (B * H, T or 1, S), once for all blocks of a stack.
-            bias = self.encoder.position_bias(source.shape[1]) + padding
-            states = self.encoder(step, self.embedding[source_ids], source, bias.flatten(0, 1))
-            padding = padding.expand(-1, heads, -1, -1).flatten(0, 1)
-            bias = self.decoder.position_bias(target.shape[1]).expand(
-                len(padding) // heads, -1, -1, -1
-            )
-            memory = Memory(states, source, padding)
-            hidden = self.decoder(
-                step, self.embedding[decoder_ids], target, bias.flatten(0, 1), memory
-            )
+            biases = [
+                (self.encoder.position_bias(grid.shape[1]) + padding).flatten(0, 1)
+                for grid, padding in zip(source, paddings, strict=True)
+            ]
+            states = self.encoder(step, self.embedding[source_ids], source, biases)
+            paddings = [padding.expand(-1, heads, -1, -1).flatten(0, 1) for padding in paddings]
+            biases = [
+                self.decoder.position_bias(length).expand(n, -1, -1, -1).flatten(0, 1)
+                for n, length in (grid.shape for grid in target)
+            ]
+            memory = Memory(states, source, paddings)
+            hidden = self.decoder(step, self.embedding[decoder_ids], target, biases, memory)
             if self.config.scale_decoder_outputs:
                 hidden = hidden * self.config.d_model**-0.5
             return summed_cross_entropy(hidden, self.vocabulary, labels)
+
+    def _padding(self, keys: Tensor) -> Tensor:
+        """(B, S) -> (B, 1, 1, S), -inf where there is no token."""
+        padding = torch.zeros(keys.shape, dtype=self.dtype, device=keys.device)
+        return padding.masked_fill_(~keys, float("-inf"))[:, None, None, :]
 
     def _step(self, device: torch.device) -> "Step":
         p_lora = self.pairs.dropout if self.training else 0.0
@@ -159,6 +156,18 @@ def _freeze(dtype: torch.dtype, *modules: nn.Module) -> Tensor:
     return weight
 
 
+def numbered(places: dict[str, Tensor], name: str) -> list[Tensor]:
+    """The tensors that `collation.collate_packed` calls name, name_1, name_2, ..."""
+    found = [name, *(f"{name}_{i}" for i in range(1, len(places)))]
+    return [places[key] for key in found if key in places]
+
+
+def grids_of(places: dict[str, Tensor], side: str, n_heads: int) -> list[Grid]:
+    """Of the source or the target."""
+    rows, slots = numbered(places, f"{side}_rows"), numbered(places, f"{side}_slots")
+    return [Grid(*grid, n_heads) for grid in zip(rows, slots, strict=True)]
+
+
 @dataclass(frozen=True)
 class Step:
     """What one forward shares: its dropouts, and the adapter in the compute dtype by group."""
@@ -170,12 +179,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoder looks back at: encoder states (N, D), their places, padding
-    (B * H, 1, S)."""
+    """What the decoder looks back at: encoder states (N, D), their grids, padding (B * H, 1, S) of
+    each."""
 
     states: Tensor
-    grid: Grid
-    padding: Tensor
+    grids: Sequence[Grid]
+    paddings: Sequence[Tensor]
 
 
 # --- the adapter ----------------------------------------------------------------------------------
@@ -307,18 +316,18 @@ class Block:
         step: Step,
         x: Tensor,
         update: Tensor | None,
-        grid: Grid,
-        bias: Tensor,
+        grids: Sequence[Grid],
+        biases: Sequence[Tensor],
         memory: Memory | None,
     ) -> tuple[Tensor, Tensor]:
         """(residual, update not yet added to it) -> the same after this block."""
         x, normed = add_norm(x, update, self.norms[0], step.drop)
         qkv = self.qkv(step, normed)
-        update = self.o(step, attention(qkv, None, grid, grid, bias, step.drop))
+        update = self.o(step, attention(qkv, None, grids, grids, biases, step.drop))
         if memory is not None:
             x, normed = add_norm(x, update, self.norms[1], step.drop)
             q, kv = self.cross_q(step, normed), self.cross_kv(step, memory.states)
-            found = attention(q, kv, grid, memory.grid, memory.padding, step.drop)
+            found = attention(q, kv, grids, memory.grids, memory.paddings, step.drop)
             update = self.cross_o(step, found)
         x, normed = add_norm(x, update, self.norms[-1], step.drop)
         return x, self.wo(step, step.drop(self.activated(self.wi(step, normed))))
@@ -357,12 +366,12 @@ class Stack:
         self,
         step: Step,
         embedded: Tensor,
-        grid: Grid,
-        bias: Tensor,
+        grids: Sequence[Grid],
+        biases: Sequence[Tensor],
         memory: Memory | None = None,
     ) -> Tensor:
         """Embedded tokens (N, D) -> states after the final norm and dropout (N, D)."""
         x, update = step.drop(embedded).float(), None
         for block in self.blocks:
-            x, update = block(step, x, update, grid, bias, memory)
+            x, update = block(step, x, update, grids, biases, memory)
         return step.drop(add_norm(x, update, self.final_norm, step.drop)[1])

@@ -124,6 +124,32 @@ def test_packed_tokens_find_their_places_and_back(
     assert set(labels[starts[-1] :]) <= {IGNORE_INDEX}
 
 
+@given(lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=9))
+def test_grids_of_like_lengths_hold_every_token_once(lengths: list[tuple[int, int]]) -> None:
+    draw = np.random.default_rng(0)
+    examples = [tuple(draw.integers(2, 999, n).astype(np.int32) for n in pair) for pair in lengths]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("collation.SHORT", 8)
+        batch = collate_packed(examples, start_id=0, pad_id=PAD, multiple=16, cut=True)
+    found, start = [], {"source": 0, "target": 0}
+    for number in range(sum(name.startswith("source_keys") for name in batch)):
+        name = f"_{number}" if number else ""
+        keys, sides = batch[f"source_keys{name}"], {}
+        for side, ids in (("source", batch["source_ids"]), ("target", batch["labels"])):
+            rows, slots = batch[f"{side}_rows{name}"], batch[f"{side}_slots{name}"]
+            tokens = ids[start[side] : start[side] + len(rows)]
+            kept = tokens[: int(keys.sum() if side == "source" else (tokens >= 0).sum())]
+            where = rows[: len(kept)]
+            assert torch.equal(tokens[slots.flatten()[where]], kept)  # there and back
+            sides[side] = [kept[where // slots.shape[1] == b].tolist() for b in range(len(slots))]
+            start[side] += len(rows)
+        found += list(zip(sides["source"], sides["target"], strict=True))
+        longest = int(keys.sum(1).max())
+        assert longest <= 8 or int(keys.sum(1).min()) > 0.75 * longest
+    assert start == {"source": len(batch["source_ids"]), "target": len(batch["labels"])}
+    assert sorted(found) == sorted((s.tolist(), t.tolist()) for s, t in examples)
+
+
 @pytest.mark.parametrize(("multiple", "width"), [(1, 1), (16, 16)])
 def test_no_examples_give_one_padding_token_and_no_label(multiple: int, width: int) -> None:
     batch = collate_padded([], pad_id=7, multiple=multiple)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,8 +82,16 @@ def examples(lengths: Lengths) -> list[Example]:
     return [(ids(source), ids(target)) for source, target in lengths]
 
 
-def packed(lengths: Lengths, multiple: int = 1) -> dict[str, Tensor]:
-    return collate_packed(examples(lengths), start_id=0, pad_id=0, multiple=multiple)
+def packed(lengths: Lengths, multiple: int = 1, *, cut: bool = False) -> dict[str, Tensor]:
+    return collate_packed(examples(lengths), start_id=0, pad_id=0, multiple=multiple, cut=cut)
+
+
+@pytest.fixture(autouse=True)
+def _short_grids() -> Iterator[None]:
+    """Let small examples part into several grids, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("collation.SHORT", 4)
+        yield
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -97,7 +105,7 @@ def assert_equal_to_hf(model: PeftModel, lengths: Lengths, multiple: int = 1) ->
     assert why_not(model) is None
     twin, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     theirs = PaddedEngine(model)(**collate_padded(examples(lengths), pad_id=0))
-    ours = FastEngine(twin, torch.float32)(**packed(lengths, multiple))
+    ours = FastEngine(twin, torch.float32)(**packed(lengths, multiple, cut=True))
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     theirs.backward()
