@@ -275,7 +275,7 @@ def test_a_healthy_evaluation_has_no_guard_rail() -> None:
         ("brevity", "--max_new_tokens", {"bp": 0.79}),
         ("empty", "train longer", {"outputs": ["a", " "]}),
         ("copies_input", "--data.prefix", {"outputs": ["C d.", "x"]}),
-        ("loops", "repetition", {"outputs": ["a a a a", "x"]}),
+        ("loops", "--no_repeat_ngram", {"outputs": ["a a a a", "x"]}),
         ("references_cut", "raise it", {"long_references": 1, "max_new_tokens": 128}),
         ("outputs_cut", "raise it", {"unfinished": {"lora": 2}, "max_new_tokens": 128}),
         ("sources_cut", "--data.max_source_tokens", {"truncated_sources": 1}),
