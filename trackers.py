@@ -55,8 +55,10 @@ def library(name: RemoteTracker) -> Any:
     return package
 
 
-def open_sink(name: RemoteTracker, folder: Path) -> Sink:
-    """A run at the tracker; its files, where it keeps any, go into the run folder."""
+def open_sink(name: RemoteTracker, folder: Path, *, enabled: bool = True) -> Sink | None:
+    """A run at the tracker, if one is asked for; the files it keeps go into the run folder."""
+    if name == "none" or not enabled:
+        return None
     return _Wandb(library(name), folder) if name == "wandb" else _Mlflow(library(name), folder)
 
 
@@ -64,7 +66,10 @@ class _Wandb:
     def __init__(self, wandb: Any, folder: Path) -> None:
         # No code, console output, git remote or machine figures: they could hold text or paths.
         settings = wandb.Settings(
-            console="off", save_code=False, disable_git=True, x_disable_meta=True,
+            console="off",
+            save_code=False,
+            disable_git=True,
+            x_disable_meta=True,
             x_disable_stats=True,
         )
         self._run = wandb.init(

@@ -44,7 +44,10 @@ def longest_runs(asked: Words, known: Words, *, own: bool = False) -> Ids:
     size = 1 + max(int(words.ids.max(initial=0)) for words in (asked, known))
     longest = np.zeros(len(asked.ids), dtype=np.int64)
     mine, theirs = (np.flatnonzero(words.ids != END) for words in (asked, known))
-    classes = [w.text[at] if own else np.zeros_like(at) for w, at in zip((asked, known), (mine, theirs), strict=True)]
+    classes = [
+        w.text[at] if own else np.zeros_like(at)
+        for w, at in zip((asked, known), (mine, theirs), strict=True)
+    ]
     n = 0
     while len(mine) and len(theirs):
         keys = [
@@ -61,7 +64,9 @@ def longest_runs(asked: Words, known: Words, *, own: bool = False) -> Ids:
         mine, my_class = mine[still], my_class[still]
         n += 1
         longest[mine] = n
-        goes_on = [w.ids[at + n] != END for w, at in zip((asked, known), (mine, theirs), strict=True)]
+        goes_on = [
+            w.ids[at + n] != END for w, at in zip((asked, known), (mine, theirs), strict=True)
+        ]
         mine, theirs = mine[goes_on[0]], theirs[goes_on[1]]
         classes = [my_class[goes_on[0]], their_class[goes_on[1]]]
     return longest
