@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from collation import Collate, Example
+from corpus.licence import Credentialed
 from corpus.pairs import Split, read_split
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
@@ -47,6 +48,9 @@ class SourceConfig:
     hub sets."""
     cache_dir: str = "~/.cache/report2impression"
     """Folder of the tokenised data, readable by its owner only."""
+    credentialed: Credentialed = "auto"
+    """Whether an agreement restricts who may see it: auto = as its LICENCE.json says, else yes for
+    what is named after MIMIC."""
 
 
 @dataclass(frozen=True)

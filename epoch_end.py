@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collation import Collate
 from config import save
+from corpus.licence import write_mark
 from data import ExtractDataset, PlannedDataset, batches
 from durable import Json, flush_tree
 from eval import generation_scores
@@ -160,6 +161,7 @@ class EpochEnd:
 
     def _write_extras(self, epoch: int, figures: dict[str, float], folder: Path) -> None:
         save(self.config, folder / "training.toml")
+        write_mark(folder, self.config.mark())
         if self.config.tuning == "full":  # a base of its own needs its tokenizer beside it
             self.tokenizer.save_pretrained(str(folder))
         write_model_card(

@@ -39,6 +39,7 @@ from results import (
     print_scores,
     show_examples,
     write_json,
+    write_predictions,
     write_report,
     write_results,
 )
@@ -96,6 +97,9 @@ class EvalConfig(DecodingConfig):
     show_text: int = 0
     """Print this many examples side by side: report, reference, base, LoRA (shows report text, and
     puts the cases' texts into report.html)."""
+    save_predictions: bool = False
+    """Also write predictions.jsonl (report text, readable by its owner only), which
+    scoring.memorisation reads."""
     output_dir: str | None = None
     """Folder of scores.json, report.html and more; none = evaluation/ beside the adapter."""
     cpu: bool = False
@@ -345,6 +349,8 @@ def main(argv: list[str] | None = None) -> None:
             show_text=config.show_text > 0,
         )
         timing["all_s"] = time.perf_counter() - start
+        if config.save_predictions:
+            write_predictions(folder, generated.pairs, generated.texts)
         write_results(folder, evaluation, ids, timing)
         print(f"written: {folder / 'scores.json'} and {folder / 'report.html'}")
         if config.show_text:

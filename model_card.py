@@ -5,6 +5,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+from corpus.licence import Mark
 from recipe import TrainConfig
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
@@ -59,11 +60,13 @@ def write_model_card(
     )
     kind = "T5 LoRA adapter" if is_adapter else "T5" if extracts else "T5 base"
     task = "summarization" if extracts else "span-corruption"
+    mark = config.mark()
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     (folder / "README.md").write_text(
         f"""---
 library_name: {"peft" if is_adapter else "transformers"}
 tags: [t5, radiology, {"lora, " if is_adapter else ""}{task}]
+credentialed: {str(mark.credentialed).lower()}
 ---
 # {kind}: radiology {"findings to impression" if extracts else "reports"}
 
@@ -92,5 +95,19 @@ Sources were cut at {config.data.max_source_tokens} tokens, targets at
 A research model, not a medical device: it can omit, invert or invent findings. Weights trained on
 clinical reports may reproduce parts of them; the licence of the training data decides with whom
 they may be shared.
-"""
+{duties(mark)}"""
     )
+
+
+def duties(mark: Mark) -> str:
+    """What the licence of credentialed data asks of whoever holds the weights."""
+    if not mark.credentialed:
+        return ""
+    return f"""
+## Licence
+
+Trained on credentialed data: {mark.source}. It is under the {mark.licence}, and so are these
+weights: share them only with people who signed the same agreement (on PhysioNet, not on a hub or a
+web page), send nothing made from the data to a third-party service, and do not try to identify
+anyone.
+"""

@@ -7,11 +7,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from corpus.licence import Mark, inherited, mark_of
 from data import DataConfig, Objective, PlannedDataset
 from errors import ConfigError
 from model import LoraSettings, ModelConfig, Quantization
 from numerics import OptimizerName, Precision
 from plan import Step, n_steps, plan_epoch
+from trackers import RemoteTracker
 
 AT_LEAST_1 = (
     "epochs",
@@ -116,6 +118,11 @@ class TrainConfig:
     """Train on the CPU even if a GPU is there."""
     tensorboard: bool = False
     """Also write TensorBoard files into the run folder (extra "trackers")."""
+    track_with: RemoteTracker = "none"
+    """Also tell the figures (never text) to wandb or mlflow, to be installed by you; refused for
+    credentialed data where they would leave the machine."""
+    allow_remote: bool = False
+    """You confirm that figures of a run on credentialed data may leave the machine."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -141,6 +148,10 @@ class TrainConfig:
             raise ConfigError("base_quantization freezes the base: it needs tuning = lora")
         if self.best_by == "rougeL" and not self.generate_n:
             raise ConfigError("best_by = rougeL needs generate_n >= 1 and objective = extract")
+
+    def mark(self) -> Mark:
+        """Whether data or base are credentialed; the weights inherit it. Raises DataError."""
+        return inherited(mark_of(self.data.path, self.data.credentialed), self.model.path)
 
     def global_batch_size(self, n_ranks: int) -> int:
         """Examples per optimizer step, all micro-batches and all ranks."""

@@ -33,6 +33,7 @@ from tracking import print_table
 LABELS = {"base": "base", "lora": "LoRA"}
 SHOWN_METRICS = (*METRICS, "rougeLsum_split")
 CASES_OF_A_KIND = 5
+PREDICTIONS = "predictions.jsonl"
 
 
 @contextmanager
@@ -72,6 +73,23 @@ def write_results(
     signature = evaluation.figures["signature"]
     write_per_report(folder / FILE, ids, evaluation.statistics, signature)
     write_json(folder / "scores.json", evaluation.figures)
+
+
+def write_predictions(
+    folder: Path, pairs: Sequence[Pair], texts: Mapping[str, Sequence[str]]
+) -> None:
+    """predictions.jsonl: report text, so only on request and for its owner's eyes alone."""
+    file = folder / PREDICTIONS
+    temporary = file.with_name(f"{file.name}.partial")
+    with writing(folder):
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="utf-8") as lines:
+            for i, pair in enumerate(pairs):
+                row = {"id": pair.id, "source": pair.prompt, "reference": pair.impression}
+                row |= {name: texts[name][i] for name in LABELS}
+                lines.write(json.dumps(row) + "\n")
+        os.replace(temporary, file)
 
 
 def write_report(

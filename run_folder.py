@@ -33,6 +33,7 @@ STATUS, CHECKPOINTS = "exit_status.json", "checkpoints"
 FREE = {
     *("output_dir", "fresh", "allow_change", "checkpoint_steps", "checkpoint_minutes"),
     *("keep_checkpoints", "peer_timeout", "log_every", "tensorboard", "cpu"),
+    *("track_with", "allow_remote", "data.credentialed"),
     *("micro_batch_size", "grad_accum_steps", "reports_per_step"),
     *("data.path", "data.revision", "data.source_column", "data.target_column"),
     *("data.on_bad_row", "data.cache_dir", "model.path", "model.revision"),

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import published
 from durable import Json, flush, write_file
 from errors import ConfigError
+from trackers import Sink
 
 
 def print_table(
@@ -60,6 +61,7 @@ class Tracker:
         log_every: int = 10,
         enabled: bool = True,
         tensorboard: bool = False,
+        sink: Sink | None = None,
         beside_published: bool = False,
         goes_on: bool = False,
     ) -> None:
@@ -71,6 +73,7 @@ class Tracker:
         self._n_steps, self.n_done = n_steps, 0
         self._bar = tqdm(total=n_steps, disable=not enabled, unit="step", dynamic_ncols=True)
         self._writer = _tensorboard(folder) if tensorboard and enabled else None
+        self._sink = sink if enabled else None
         self._window: list[
             Tensor
         ] = []  # [loss sum, label tokens] of each finite step since the last log
@@ -165,6 +168,9 @@ class Tracker:
         if self._writer:
             for name, value in known.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, int(known["step"]))
+        if self._sink:
+            named = {f"{kind}/{name}": value for name, value in known.items()}
+            self._sink.log(named, int(known["step"]))
 
     def state(self) -> Json:
         """Sums, and how far metrics.jsonl goes (on the disk before a checkpoint says so)."""
@@ -199,6 +205,8 @@ class Tracker:
         self._bar.close()
         if self._writer:
             self._writer.close()
+        if self._sink:
+            self._sink.close()
 
 
 def tensorboard_writer() -> Any:

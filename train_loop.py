@@ -64,6 +64,7 @@ from run_folder import (
 )
 from stopping import StopSignals, peer_errors
 from tokens import tokenizer_digest
+from trackers import library, open_sink, refuse_remote
 from tracking import Tracker, print_table, tensorboard_writer
 
 NO_CHECKPOINTS = NoCheckpoints()
@@ -219,9 +220,13 @@ def build_engine(
 
 
 def require_extras(config: TrainConfig) -> None:
-    """Raise ConfigError if an optional package is missing, before anything is read or written."""
+    """Raise ConfigError if an optional package is missing or the data forbid a remote tracker,
+    before anything is read or written."""
     if config.tensorboard:
         tensorboard_writer()
+    if config.track_with != "none":
+        refuse_remote(config.track_with, config.mark(), allowed=config.allow_remote)
+        library(config.track_with)
     wanted = config.optimizer == "adamw8bit" or config.base_quantization != "none"
     if wanted and not find_spec("bitsandbytes"):
         raise ConfigError(
@@ -303,6 +308,7 @@ def run(config: TrainConfig, accelerator: Accelerator, stop: StopSignals, held: 
         log_every=config.log_every,
         enabled=accelerator.is_main_process,
         tensorboard=config.tensorboard,
+        sink=open_sink(config.track_with, folder, enabled=accelerator.is_main_process),
         beside_published=config.objective == "extract" and config.tuning == "lora",
         goes_on=found.checkpoint is not None,
     )

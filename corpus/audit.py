@@ -32,6 +32,7 @@ from corpus.audit_checks import Flags, Texts, prepare, run_checks
 from corpus.audit_findings import CHECKS, ROWS, SEVERITIES, Told, bad_rows, judge
 from corpus.audit_page import SYSTEMS, audit_page, check_rows
 from corpus.cleaning import DEFAULT, names_to_remove, reasons, write_clean
+from corpus.licence import mark_of
 from corpus.pairs import SPLITS, Pair, Split, find_split_file, read_split
 from errors import ConfigError, DataError, UserError, exits_cleanly
 from pages import cell, write_page
@@ -191,6 +192,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     """
     removed_names = names_to_remove(config.remove)
     splits = read_splits(config.data)
+    mark = mark_of(config.data.path)
     # Forked before any library starts a thread; the other core scores while this one compares.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -207,7 +209,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         figures["lengths"]["tokens"] = token_lengths
     if config.clean:
         why = reasons(texts, flags, removed_names)
-        removed = write_clean(Path(config.clean).expanduser().resolve(), splits, why)
+        removed = write_clean(Path(config.clean).expanduser().resolve(), splits, why, mark)
         figures["removed"] = [[*key, n] for key, n in sorted(removed.items())]
     _write(Path(config.output_dir).expanduser(), figures, words)
     return figures

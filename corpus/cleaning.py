@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.audit_checks import Flags, Texts, run_checks
+from corpus.licence import Mark, write_mark
 from corpus.pair_files import new_folder
 from corpus.pairs import Pair, Split
 from errors import ConfigError, DataError
@@ -50,9 +51,9 @@ def reasons(splits: Sequence[Texts], flags: Flags, names: Sequence[str]) -> dict
 
 
 def write_clean(
-    target: Path, splits: Sequence[Split], why: dict[str, list[str]]
+    target: Path, splits: Sequence[Split], why: dict[str, list[str]], mark: Mark
 ) -> Counter[tuple[str, str]]:
-    """Write the folder and return how many rows went, by (split, reason).
+    """Write the folder, marked as the data are, and return how many rows went, by (split, reason).
 
     ConfigError: the folder is not empty or cannot be written. DataError: a split would be empty.
     """
@@ -74,6 +75,7 @@ def write_clean(
                 kept = [p for p, w in zip(split.pairs, why[split.name], strict=True) if not w]
                 with (folder / f"{split.name}.jsonl").open("w", encoding="utf-8") as pairs:
                     pairs.writelines(map(_line, kept))
+            write_mark(folder, mark)
             for written in folder.iterdir():
                 written.chmod(0o600)
     except ConfigError as error:

@@ -5,7 +5,7 @@
 `radsum23` gives the published .tok files byte for byte, with their defects, and says group by group
 whether they are the same; `corrected` mends the defects and splits by patient. Both write
 {train,validation,test}.jsonl, dropped.csv (each report that gave no pair, by row number and id,
-and why; never its text) and summary.json.
+and why; never its text), summary.json, and LICENCE.json, the mark of credentialed data.
 
 The file is read once, in blocks of whole records: other processes find the reports in a block and
 apply the rules, and the pairs come back in the file's order. The pairs go to a folder that takes
@@ -32,6 +32,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from config import parse
+from corpus.licence import MIMIC_III, write_mark
 from corpus.notes_csv import Layout, NotesFile, unquote
 from corpus.pair_files import (
     SPLITS,
@@ -237,6 +238,7 @@ def prepare(config: NotesConfig) -> dict[str, Any]:
         summary = _summary(config, split.counts, files, log)
         text = json.dumps(summary, indent=1) + "\n"
         (folder / "summary.json").write_text(text, encoding="utf-8")
+        write_mark(folder, MIMIC_III)
     return summary
 
 

@@ -16,6 +16,13 @@ FOLDERS = ("", "corpus", "scoring", "bench")
 ALLOWED: dict[str, set[str]] = {
     # the ground floor
     "errors": set(),
+    "corpus.licence": {"errors"},
+    "trackers": {"corpus.licence", "errors"},
+    "push": {"config", "corpus.licence", "errors"},
+    "scoring.verbatim": set(),
+    "scoring.memorisation": {
+        *("config", "corpus.pairs", "errors", "scoring.describe", "scoring.verbatim"),
+    },
     "allocator": set(),
     "published": set(),
     "quiet": set(),
@@ -40,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation_page": {"evaluation_plots", "pages", "word_diff"},
     "numerics": {"errors"},
     "durable": {"errors"},
-    "tracking": {"durable", "errors", "published"},
+    "tracking": {"durable", "errors", "published", "trackers"},
     "stopping": {"errors"},
     "gradients": {"collation", "errors", "plan"},
     "checkpoint": {"durable", "errors", "stopping"},
@@ -60,7 +67,8 @@ ALLOWED: dict[str, set[str]] = {
     "corpus.notes_csv": {"errors"},
     "corpus.pair_files": {"corpus.radsum23", "errors"},
     "corpus.mimic_iii": {
-        *("config", "corpus.notes_csv", "corpus.pair_files", "corpus.radsum23", "errors"),
+        *("config", "corpus.licence", "corpus.notes_csv", "corpus.pair_files"),
+        *("corpus.radsum23", "errors"),
     },
     "corpus.near_duplicates": {"scoring.duplicates"},
     "corpus.subwords": {"errors"},
@@ -69,24 +77,27 @@ ALLOWED: dict[str, set[str]] = {
         *("corpus.near_duplicates", "corpus.pairs", "scoring.baselines", "scoring.duplicates"),
     },
     "corpus.audit_page": {"pages", "plots"},
-    "corpus.cleaning": {"corpus.audit_checks", "corpus.pair_files", "corpus.pairs", "errors"},
+    "corpus.cleaning": {
+        *("corpus.audit_checks", "corpus.licence", "corpus.pair_files", "corpus.pairs", "errors"),
+    },
     "corpus.audit": {
         *("config", "corpus.audit_checks", "corpus.audit_findings", "corpus.audit_page"),
-        *("corpus.cleaning", "corpus.pairs", "corpus.subwords", "errors", "pages"),
+        *("corpus.cleaning", "corpus.licence", "corpus.pairs", "corpus.subwords", "errors"),
+        "pages",
         *("scoring.baselines", "scoring.rouge_bleu"),
     },
     "tokens": {"errors"},
     "collation": set(),
-    "data": {"collation", "corpus.pairs", "denoise", "errors", "tokens"},
+    "data": {"collation", "corpus.licence", "corpus.pairs", "denoise", "errors", "tokens"},
     "corpus.new_base": {"config", "data", "errors", "model", "quiet"},
     "model": {"errors", "quiet"},
     "fast_ops": set(),
     "fast_attention": {"fast_ops"},
     "fast_t5": {"fast_attention", "fast_ops", "quiet"},
     # what uses both
-    "recipe": {"data", "errors", "model", "numerics", "plan"},
+    "recipe": {"corpus.licence", "data", "errors", "model", "numerics", "plan", "trackers"},
     "run_folder": {"config", "durable", "errors", "recipe"},
-    "model_card": {"recipe"},
+    "model_card": {"corpus.licence", "recipe"},
     "vocabulary": set(),
     "search": {"errors", "vocabulary"},
     "fast_decode": {
@@ -105,17 +116,28 @@ ALLOWED: dict[str, set[str]] = {
         *("scoring.guard_rails", "scoring.records", "scoring.rouge_bleu", "tokens"),
     },
     "epoch_end": {
-        *("collation", "config", "data", "durable", "eval", "generate", "model", "model_card"),
+        *("collation", "config", "corpus.licence", "data", "durable", "eval", "generate", "model"),
+        "model_card",
         *("numerics", "plan", "recipe", "tracking"),
     },
     "train_loop": {
         *("allocator", "checkpoint", "collation", "config", "data", "epoch_end", "errors"),
         *("fast_t5", "gradients", "model", "numerics", "plan", "quiet", "recipe", "run_folder"),
-        *("stopping", "tokens", "tracking"),
+        *("stopping", "tokens", "trackers", "tracking"),
     },
 }
 NEVER_IMPORTED = {"train_loop", "bench", "tests"}
-TORCH_FREE = {"durable", "plan", "denoise", "config", "errors", "published", "evaluation_page"} | {
+TORCH_FREE = {
+    "trackers",
+    "push",
+    "durable",
+    "plan",
+    "denoise",
+    "config",
+    "errors",
+    "published",
+    "evaluation_page",
+} | {
     name
     for name in ALLOWED
     if name.startswith(("corpus.", "scoring.")) and name != "corpus.new_base"
@@ -139,6 +161,8 @@ SETTINGS = {
     "corpus.mimic_iii": "NotesConfig",
     "corpus.sections": "SectionsConfig",
     "corpus.audit": "AuditConfig",
+    "push": "PushConfig",
+    "scoring.memorisation": "MemorisationConfig",
 }
 
 
