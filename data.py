@@ -254,7 +254,7 @@ def _special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
 
 def batches(
     dataset: PlannedDataset,
-    indices: Sequence[NDArray[np.int64]],
+    indices: Iterable[NDArray[np.int64]],
     collate: Collate,
     *,
     pin_memory: bool = False,
@@ -263,7 +263,8 @@ def batches(
     needs no workers)."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=[batch.tolist() for batch in indices],
+        # One list at a time: an epoch of 10 million would be 400 MB of Python integers.
+        batch_sampler=(batch.tolist() for batch in indices),  # type: ignore[arg-type]
         collate_fn=collate,
         pin_memory=pin_memory,
     )

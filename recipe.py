@@ -11,7 +11,7 @@ from data import DataConfig, Objective, PlannedDataset
 from errors import ConfigError
 from model import LoraSettings, ModelConfig, Quantization
 from numerics import OptimizerName, Precision
-from plan import Step, n_steps, plan_epoch
+from plan import Plan, n_steps, plan_epoch
 
 AT_LEAST_1 = (
     "epochs",
@@ -165,7 +165,7 @@ class TrainConfig:
         steps = self.epochs * n_steps(n_examples, self.global_batch_size(n_ranks))
         return min(steps, self.max_steps or steps)
 
-    def plan(self, dataset: PlannedDataset, epoch: int, n_ranks: int) -> list[Step]:
+    def plan(self, dataset: PlannedDataset, epoch: int, n_ranks: int) -> Plan:
         """The steps of one epoch, cut where the run ends."""
         steps = plan_epoch(
             dataset.source_lengths,

@@ -9,7 +9,7 @@ that cutting it differently changes nothing but speed. Accelerate owns processes
 and nothing else. The same command again goes on where a run was stopped (checkpoint.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
@@ -141,10 +141,14 @@ def train(
 
 
 def rank_batches(
-    dataset: PlannedDataset, steps: list[Step], rank: int, collate: Collate, device: torch.device
+    dataset: PlannedDataset,
+    steps: Iterable[Step],
+    rank: int,
+    collate: Collate,
+    device: torch.device,
 ) -> DataLoader:
     """This rank's micro-batches of the given steps, collated and (for CUDA) pinned."""
-    shards = [micro_batch[rank] for step in steps for micro_batch in step.micro_batches]
+    shards = (micro_batch[rank] for step in steps for micro_batch in step.micro_batches)
     return batches(dataset, shards, collate, pin_memory=device.type == "cuda")
 
 
