@@ -193,7 +193,7 @@ def generate_both(
     data, base_config = sources_of(config, trained)
     test = read_pairs(data, "test")
     if rank == 0:
-        tell_skipped([test])
+        tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
     pairs = [test.pairs[i] for i in sample_indices(len(test.pairs), config.n, config.seed)]
     tokenizer = load_tokenizer(base_config.path, base_config.revision)
     prompts = [trained.data.prefix + pair.prompt for pair in pairs]

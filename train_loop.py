@@ -35,7 +35,7 @@ from checkpoint import (
 )
 from collation import Collate, collator
 from config import parse
-from data import PlannedDataset, batches, build_dataset, read_pairs, tell_skipped
+from data import PlannedDataset, batches, build_dataset, stream_pairs, tell_skipped
 from epoch_end import BestSoFar, EpochEnd
 from errors import ConfigError, NumericsError, exits_cleanly
 from fast_t5 import FastEngine, why_not
@@ -63,6 +63,7 @@ from run_folder import (
     storage_errors,
 )
 from stopping import StopSignals, peer_errors
+from token_store import survey
 from tokens import tokenizer_digest
 from tracking import Tracker, print_table, tensorboard_writer
 
@@ -154,33 +155,30 @@ def rank_batches(
 
 def read_data(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
-) -> tuple[PlannedDataset, PlannedDataset, list[str], str]:
-    """(training, validation, validation references, digest of all of it); rank 0 goes first, so
-    that data are tokenised once."""
-    with accelerator.main_process_first():
-        splits = [read_pairs(config.data, name) for name in ("train", "validation")]
-        training, validation = (
-            build_dataset(
-                split,
-                tokenizer,
-                config.data,
-                objective=config.objective,
-                continued=config.continued,
-                seed=config.seed,
-            )
-            for split in splits
+) -> tuple[PlannedDataset, PlannedDataset, str]:
+    """(training, validation, digest of both). Rank 0 looks through the source; then one process
+    tokenises, and all of them map the same files."""
+    streams = {n: partial(stream_pairs, config.data, n) for n in ("train", "validation")}
+    found = on_rank_0(accelerator, lambda: [survey(n, stream) for n, stream in streams.items()])
+    training, validation = (
+        build_dataset(
+            split,
+            streams[split.split],
+            tokenizer,
+            config.data,
+            objective=config.objective,
+            continued=config.continued,
+            seed=config.seed,
+            keep_impressions=split.split == "validation" and config.generate_n > 0,
         )
+        for split in found
+    )
     if accelerator.is_main_process:
         rows = training.statistics() + validation.statistics()
         print_table("Reports read, lengths in tokens", rows[0]._fields, rows)
-        tell_skipped(splits)
-    read = digest(
-        text
-        for split in splits
-        for pair in split.pairs
-        for text in (split.name, pair.id, pair.prompt, pair.impression)
-    )
-    return training, validation, [pair.impression for pair in splits[1].pairs], read
+        for split in found:
+            tell_skipped(split.split, split.n_rows, split.first_skipped, split.n_skipped)
+    return training, validation, digest(text for split in found for text in split[:2])
 
 
 def build_model(config: TrainConfig, device: torch.device) -> T5Model:
@@ -289,7 +287,7 @@ def run(config: TrainConfig, accelerator: Accelerator, stop: StopSignals, held: 
     n_ranks = accelerator.num_processes
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     model = build_model(config, accelerator.device)
-    training, validation, references, data = read_data(config, tokenizer, accelerator)
+    training, validation, data = read_data(config, tokenizer, accelerator)
     digests = {"tokenizer": tokenizer_digest(tokenizer), "data": data, "base": base_digest(model)}
     precision = resolve_precision(config.precision, accelerator.device)
     engine, collate, kind = build_engine(config, model, accelerator.device)
@@ -312,7 +310,7 @@ def run(config: TrainConfig, accelerator: Accelerator, stop: StopSignals, held: 
     )
     best = BestSoFar(config.patience)
     after_epoch = EpochEnd(
-        config, accelerator, tokenizer, model, collate, validation, references, tracker, best
+        config, accelerator, tokenizer, model, collate, validation, tracker, best
     )
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,

@@ -75,9 +75,11 @@ ALLOWED: dict[str, set[str]] = {
         *("corpus.cleaning", "corpus.pairs", "corpus.subwords", "errors", "pages"),
         *("scoring.baselines", "scoring.rouge_bleu"),
     },
-    "tokens": {"errors"},
+    "mapped": set(),
+    "tokens": set(),
+    "token_store": {"corpus.pairs", "errors", "mapped", "tokens"},
     "collation": set(),
-    "data": {"collation", "corpus.pairs", "denoise", "errors", "tokens"},
+    "data": {"collation", "corpus.pairs", "denoise", "errors", "token_store", "tokens"},
     "corpus.new_base": {"config", "data", "errors", "model", "quiet"},
     "model": {"errors", "quiet"},
     "fast_ops": set(),
@@ -111,11 +113,20 @@ ALLOWED: dict[str, set[str]] = {
     "train_loop": {
         *("allocator", "checkpoint", "collation", "config", "data", "epoch_end", "errors"),
         *("fast_t5", "gradients", "model", "numerics", "plan", "quiet", "recipe", "run_folder"),
-        *("stopping", "tokens", "tracking"),
+        *("stopping", "token_store", "tokens", "tracking"),
     },
 }
 NEVER_IMPORTED = {"train_loop", "bench", "tests"}
-TORCH_FREE = {"durable", "plan", "denoise", "config", "errors", "published", "evaluation_page"} | {
+TORCH_FREE = {
+    "durable",
+    "mapped",
+    "plan",
+    "denoise",
+    "config",
+    "errors",
+    "published",
+    "evaluation_page",
+} | {
     name
     for name in ALLOWED
     if name.startswith(("corpus.", "scoring.")) and name != "corpus.new_base"
