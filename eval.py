@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from allocator import keep_freed_memory
 from config import load, parse
-from corpus.pairs import Pair
+from corpus.pairs import Pair, has_split
 from data import DataConfig, SourceConfig, read_pairs, tell_skipped
 from errors import ConfigError, DataError, exits_cleanly
 from generate import DecodingConfig, Output, generate, to_text
@@ -142,7 +142,7 @@ def training_pairs(config: SourceConfig) -> list[tuple[str, str]] | None:
     try:
         return [(pair.prompt, pair.impression) for pair in read_pairs(config, "train").pairs]
     except DataError:
-        if any(Path(config.path).expanduser().glob("train.*")):
+        if has_split(config.path, "train"):
             raise  # it is there, and broken
         return None
 

@@ -32,8 +32,8 @@ from corpus.audit_checks import Flags, Texts, prepare, run_checks
 from corpus.audit_findings import CHECKS, ROWS, SEVERITIES, Told, bad_rows, judge
 from corpus.audit_page import SYSTEMS, audit_page, check_rows
 from corpus.cleaning import DEFAULT, names_to_remove, reasons, write_clean
-from corpus.pairs import SPLITS, Pair, Split, find_split_file, read_split
-from errors import ConfigError, DataError, UserError, exits_cleanly
+from corpus.pairs import SPLITS, Pair, Split, has_split, read_split
+from errors import ConfigError, UserError, exits_cleanly
 from pages import cell, write_page
 from scoring import baselines
 from scoring.rouge_bleu import scores
@@ -92,11 +92,8 @@ def read_splits(source: AuditSource) -> list[Split]:
     if not source.path:
         raise ConfigError("--data.path is missing: the folder of the pairs, or a hub id")
     names: Sequence[str] = SPLITS
-    folder = Path(source.path).expanduser()
-    if folder.is_dir():
-        names = [name for name in SPLITS if _is_there(folder, name)]
-        if not names:
-            find_split_file(folder, "train")  # says what is missing
+    if Path(source.path).expanduser().is_dir():
+        names = [name for name in SPLITS if has_split(source.path, name)] or SPLITS[:1]
     return [
         read_split(
             source.path,
@@ -108,14 +105,6 @@ def read_splits(source: AuditSource) -> list[Split]:
         )
         for name in names
     ]
-
-
-def _is_there(folder: Path, split: str) -> bool:
-    try:
-        find_split_file(folder, split)
-    except DataError:
-        return False
-    return True
 
 
 def simple_scores(train: Sequence[Pair], tested: Sequence[Pair], split: str) -> dict[str, Any]:
