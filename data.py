@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from collation import Collate, Example
-from corpus.pairs import BadRow, Pair, Split, read_split
+from corpus.pairs import BadRow, Pair, Split, read_split, stream_split
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
 from token_store import SHOWN, PairStream, Side, Survey, tokenised
@@ -82,21 +82,21 @@ class LengthStatistics(NamedTuple):
 
 def read_pairs(config: SourceConfig, split: str) -> Split:
     """One split of the configured source (errors as `corpus.pairs.read_split`)."""
-    return read_split(
-        config.path,
-        split,
-        revision=config.revision,
-        source_column=config.source_column,
-        target_column=config.target_column,
-        on_bad_row=config.on_bad_row,
-    )
+    return read_split(config.path, split, **_options(config))
 
 
 def stream_pairs(config: SourceConfig, split: str) -> Iterator[Pair | BadRow]:
-    """The same rows one by one, whatever their number."""
-    found = read_pairs(config, split)
-    yield from found.skipped
-    yield from found.pairs
+    """The same rows one by one, in constant memory."""
+    return stream_split(config.path, split, **_options(config))
+
+
+def _options(config: SourceConfig) -> dict[str, str | None]:
+    return {
+        "revision": config.revision,
+        "source_column": config.source_column,
+        "target_column": config.target_column,
+        "on_bad_row": config.on_bad_row,
+    }
 
 
 class PlannedDataset(Protocol):
