@@ -224,7 +224,7 @@ def build_dataset(
     stored = tokenised(
         found,
         stream,
-        _extract_sides(config) if extract else _denoise_sides(config),
+        extract_sides(config) if extract else denoise_sides(config),
         tokenizer,
         folder=config.cache_dir,
         keep_impressions=keep_impressions,
@@ -246,14 +246,15 @@ def build_dataset(
     return DenoiseDataset(found.split, ids, report, sentinels, eos_id, seed, continued)
 
 
-def _extract_sides(config: DataConfig) -> list[Side]:
+def extract_sides(config: DataConfig) -> list[Side]:
+    """What becomes tokens to learn findings -> impression."""
     return [
         Side("source", ("prompt",), config.max_source_tokens, before=config.prefix),
         Side("target", ("impression",), config.max_target_tokens),
     ]
 
 
-def _denoise_sides(config: DataConfig) -> list[Side]:
+def denoise_sides(config: DataConfig) -> list[Side]:
     """Whole reports: the base sees findings and impression together."""
     fields, limit = ("prompt", "impression"), config.max_source_tokens
     return [Side("report", fields, limit, between=IMPRESSION_MARK, add_eos=False)]

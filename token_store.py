@@ -123,19 +123,38 @@ def tokenised(
     cache = Path(folder).expanduser()
     fill = partial(_fill, found, stream, sides, tokenizer, keep_impressions)
     try:
-        arrays = arrays_of(cache / key, _dtypes(sides), fill)
+        arrays = arrays_of(cache / key, layout(sides), fill)
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise ConfigError(
             f"cannot keep tokenised data in {cache}: {reason} (--data.cache_dir)"
         ) from None
-    cut = {
-        side.name: Tokens(
-            arrays[f"{side.name}.values"], arrays[f"{side.name}.offsets"], int(n_truncated)
-        )
-        for side, n_truncated in zip(sides, arrays[N_TRUNCATED], strict=True)
-    }
-    return Stored(_strings(arrays, NAMES), _strings(arrays, IMPRESSIONS), cut)
+    return opened(arrays, sides)
+
+
+def layout(sides: Sequence[Side]) -> dict[str, DTypeLike]:
+    """The arrays of a stored split."""
+    rows = _rows(sides)
+    values = {f"{name}.values": dtype for name, dtype in rows.items()}
+    return {N_TRUNCATED: np.int64, **values, **{f"{name}.offsets": np.int64 for name in rows}}
+
+
+def growing_rows(arrays: Mapping[str, Growing], sides: Sequence[Side]) -> dict[str, GrowingRows]:
+    """The same arrays while they are written."""
+    return {n: GrowingRows(arrays[f"{n}.values"], arrays[f"{n}.offsets"]) for n in _rows(sides)}
+
+
+def opened(arrays: Arrays, sides: Sequence[Side]) -> Stored:
+    """The same arrays, read."""
+    rows = {n: (arrays[f"{n}.values"], arrays[f"{n}.offsets"]) for n in _rows(sides)}
+    n_truncated = zip(sides, arrays[N_TRUNCATED].tolist(), strict=True)
+    cut = {side.name: Tokens(*rows[side.name], n) for side, n in n_truncated}
+    return Stored(Strings(*rows[NAMES]), Strings(*rows[IMPRESSIONS]), cut)
+
+
+def _rows(sides: Sequence[Side]) -> dict[str, DTypeLike]:
+    """What has a row for each pair, and of what its rows are made."""
+    return {NAMES: np.uint8, IMPRESSIONS: np.uint8, **{side.name: np.int32 for side in sides}}
 
 
 def _fill(
@@ -148,8 +167,7 @@ def _fill(
 ) -> None:
     """The second pass."""
     fingerprint, tokeniser = Fingerprint(), Tokeniser(tokenizer)
-    rows = {n: GrowingRows(arrays[f"{n}.values"], arrays[f"{n}.offsets"]) for n in _rows(sides)}
-    n_truncated = np.zeros(len(sides), dtype=np.int64)
+    rows, n_truncated = growing_rows(arrays, sides), np.zeros(len(sides), dtype=np.int64)
 
     def cut(pairs: list[Pair]) -> tuple[list[Pair], list[Tokens]]:
         return pairs, [
@@ -171,22 +189,6 @@ def _fill(
         raise DataError(
             f"split {found.split} changed while it was being read: run the same command again"
         )
-
-
-def _rows(sides: Sequence[Side]) -> dict[str, DTypeLike]:
-    """What has a row for each pair, and of what its rows are made."""
-    return {NAMES: np.uint8, IMPRESSIONS: np.uint8, **{side.name: np.int32 for side in sides}}
-
-
-def _dtypes(sides: Sequence[Side]) -> dict[str, DTypeLike]:
-    """The arrays of a stored split."""
-    rows = _rows(sides)
-    values = {f"{name}.values": dtype for name, dtype in rows.items()}
-    return {N_TRUNCATED: np.int64, **values, **{f"{name}.offsets": np.int64 for name in rows}}
-
-
-def _strings(arrays: Arrays, name: str) -> Strings:
-    return Strings(arrays[f"{name}.values"], arrays[f"{name}.offsets"])
 
 
 def _shown(rows: Iterable[T], what: str, total: int | None) -> Iterable[T]:

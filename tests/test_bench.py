@@ -60,9 +60,14 @@ def test_profile_accounts_for_the_whole_step(tiny: Tiny, tmp_path: Path) -> None
 
 
 def test_scaling(tiny: Tiny) -> None:
-    found = last_line(tiny, "scaling", "--processes=false", "--largest_corpus=10000")
+    small = ("--largest_corpus=10000", "--tokenised_reports=1000")
+    found = last_line(tiny, "scaling", "--processes=false", *small)
     assert set(found["step_ms_per_sample"]) == {"batch", "source tokens", "target tokens"}
-    assert found["corpus"]["10000"]["plan_bytes_per_report"] > 0
+    (corpus,) = found["corpus"]
+    # int32 ids, a name, and int64 offsets of names, impressions, sources and targets
+    assert corpus["cache_bytes_per_report"] == pytest.approx(4 * (125 + 38) + 10 + 4 * 8, rel=0.03)
+    assert corpus["read_reports_per_s"] > 0 and corpus["plan_peak_mib"] > 0
+    assert [f["reports"] for f in found["tokenising"]] == [250, 1000]
 
 
 @pytest.mark.parametrize("gated", [False, True])
