@@ -45,9 +45,9 @@ class ScalingConfig(BenchConfig):
     """Growth of time per sample."""
 
     largest_corpus: int = 10_000_000
-    """Reports of the largest made-up corpus."""
+    """Reports of the largest made-up corpus; 0 = none."""
     tokenised_reports: int = 200_000
-    """Reports to tokenise; also a quarter of them, to show that memory does not grow."""
+    """Reports to tokenise; also a quarter of them, to show that memory does not grow; 0 = none."""
     step: bool = True
     """Also measure steps of growing batches and lengths."""
     processes: bool = True
@@ -123,7 +123,7 @@ def corpora(config: ScalingConfig) -> dict[str, list[Figures]]:
         rows,
     )
     most = config.tokenised_reports
-    tokenised = [in_own_process("tokenising", n) for n in (most // 4, most)]
+    tokenised = [in_own_process("tokenising", n) for n in (most // 4, most) if n]
     keys = ("survey_reports_per_s", "tokenise_reports_per_s", "tokens_per_s")
     rows = [
         (f"{f['reports']:,}", *(f"{f[key]:,.0f}" for key in (*keys, "loaded_mib", "peak_mib")))

@@ -1,8 +1,10 @@
 """token_store.py: a stream gives what texts in memory give, and no change of anything meets old
 ids."""
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,27 @@ def test_a_stream_gives_what_texts_in_memory_give(
         assert found.n_truncated == expected.n_truncated
         assert found.ids.dtype == np.int32 and found.offsets.dtype == np.int64
     assert stored.sides["source"].n_truncated > 0 or n == 1
+
+
+def test_memory_does_not_grow_with_the_stream(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """20,000 pairs in a list would be 7 MB more."""
+    words = invented(20)
+
+    def stream(n: int) -> Iterator[Pair]:
+        return (Pair(f"r{i}", f"{words[i % 20]} {i}", words[i % 7]) for i in range(n))
+
+    peaks = []
+    for n in (8 * CHUNK, 40 * CHUNK):  # the shorter one already fills what is under way
+        pairs = partial(stream, n)
+        tracemalloc.start()
+        found = survey("train", pairs)
+        stored = tokenised(found, pairs, [SOURCE, TARGET], tokenizer, folder=str(tmp_path))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(stored.ids) == n
+    assert peaks[1] < peaks[0] + 3e6
 
 
 def test_a_second_start_tokenises_nothing(
