@@ -77,7 +77,7 @@ def bench_config(tiny: Tiny) -> BenchConfig:
 
 
 def test_a_made_up_corpus_is_in_the_files_that_training_reads(tiny: Tiny, tmp_path: Path) -> None:
-    n = 2 * corpora.CHUNK // 100 + 7
+    n = corpora.CHUNK + 7
     config = bench_config(tiny)
     found = corpora.corpus(n, config, tmp_path)
     # int32 ids, a name, and int64 offsets of names, impressions, sources and targets
