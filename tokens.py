@@ -107,8 +107,9 @@ def _special_tokens_spelled(tokenizer: PreTrainedTokenizerBase) -> dict[int, lis
     names = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {tokenizer.unk_token}
     ordered = sorted(names)
     texts = [f"{name[0]} {name[1:]}" for name in ordered]
-    spelled = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return dict(zip(tokenizer.convert_tokens_to_ids(ordered), spelled, strict=True))
+    spelled = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ids = tokenizer.convert_tokens_to_ids(ordered)
+    return {i: encoding.ids for i, encoding in zip(ids, spelled, strict=True)}
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
