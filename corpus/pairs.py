@@ -13,6 +13,7 @@ host.
 
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ MANY = 1000  # names of columns; beyond them nobody looks
 # All control characters but tab, LF, VT, FF, CR and NEL: traces of binary data or of a wrong
 # encoding, and orders to a terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # a text of nothing else, as zero-width spaces, is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,12 +302,12 @@ def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
         return "is missing"
     if not isinstance(cell, str):
         return f"is not text but {type(cell).__name__}"
-    if not cell.strip() and not may_be_empty:
+    if found := _CONTROLS.search(cell):
+        return f"holds the control character U+{ord(found[0]):04X}"
+    if not may_be_empty and all(unicodedata.category(sign) in _UNSEEN for sign in cell):
         return "is empty"
     if len(cell) > MAX_LINE_BYTES:
         return "is longer than 100 MB"
-    if found := _CONTROLS.search(cell):
-        return f"holds the control character U+{ord(found[0]):04X}"
     try:
         cell.encode("utf-8")
     except UnicodeEncodeError:

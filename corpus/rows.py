@@ -223,6 +223,8 @@ def _checked_header(cells: list[str], file: Path) -> list[str]:
 def _csv_row(header: list[str], cells: list[str]) -> Row:
     if not cells:
         return BLANK
+    if [cell.strip() for cell in cells] == header:
+        return "the row repeats the header"
     if len(cells) != len(header):
         return f"the row has {len(cells)} fields, the header {len(header)}"
     return dict(zip(header, cells, strict=True))
