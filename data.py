@@ -1,6 +1,6 @@
 """Report pairs -> token ids, once -> batches.
 
-    pairs (corpus.pairs) -> Tokens (tokens.py) -> dataset -> batches in the plan's order
+    pairs (sources.py) -> Tokens (tokens.py) -> dataset -> batches in the plan's order
 
 A dataset knows its lengths before anything is drawn (the plan needs nothing else) and hands out
 examples by index: findings -> impression (`ExtractDataset`), or a span-corrupted report
@@ -20,33 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from collation import Collate, Example
-from corpus.pairs import Split, read_split
+from corpus.pairs import Split
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
+from sources import SourceConfig
 from tokens import Tokens, tokenise_cached
 
 IMPRESSION_MARK = " impression "  # between findings and impression in a whole report
 
 Objective = Literal["extract", "denoise"]
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """Where report pairs are read from."""
-
-    path: str = "hejazizo/mimic-iii"
-    """Folder with train|validation|test.{jsonl,csv,parquet}, or a hub data set id."""
-    revision: str | None = None
-    """Hub commit or tag of the data set; none = its main branch."""
-    source_column: str | None = None
-    """Column of the findings; none = prompt, findings or text, whichever is there."""
-    target_column: str | None = None
-    """Column of the impression; none = impressions, impression or summary."""
-    on_bad_row: Literal["auto", "error", "skip"] = "auto"
-    """Empty, null or broken rows: stop, or skip and count; auto stops on local files, skips on
-    hub sets."""
-    cache_dir: str = "~/.cache/report2impression"
-    """Folder of the tokenised data, readable by its owner only."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +43,7 @@ class DataConfig(SourceConfig):
     """Longest target in tokens, end-of-sequence included; longer ones are cut and counted."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_source_tokens < 4 or self.max_target_tokens < 2:
             raise ConfigError(
                 "data.max_source_tokens must be at least 4, data.max_target_tokens at least 2"
@@ -77,18 +60,6 @@ class LengthStatistics(NamedTuple):
     p95: float
     longest: int
     truncated: int
-
-
-def read_pairs(config: SourceConfig, split: str) -> Split:
-    """One split of the configured source (errors as `corpus.pairs.read_split`)."""
-    return read_split(
-        config.path,
-        split,
-        revision=config.revision,
-        source_column=config.source_column,
-        target_column=config.target_column,
-        on_bad_row=config.on_bad_row,
-    )
 
 
 class PlannedDataset(Protocol):

@@ -54,7 +54,7 @@ class BadRow:
 class Split:
     name: str
     pairs: list[Pair]
-    n_rows: int  # len(pairs) + len(skipped)
+    n_rows: int  # good and bad ones; of one source len(pairs) + len(skipped)
     skipped: list[BadRow]
 
 
@@ -104,6 +104,17 @@ class PairTable:
                 "elsewhere"
             )
 
+    def read(self) -> Split:
+        """All rows as lists."""
+        pairs: list[Pair] = []
+        skipped: list[BadRow] = []
+        for item in self.stream():
+            if isinstance(item, Pair):
+                pairs.append(item)
+            else:
+                skipped.append(item)
+        return Split(self.split, pairs, len(pairs) + len(skipped), skipped)
+
 
 def open_pairs(
     path: str,
@@ -147,14 +158,7 @@ def stream_split(path: str, split: str, **options: str | None) -> Iterator[Pair 
 
 def read_split(path: str, split: str, **options: str | None) -> Split:
     """The clean pairs of one split as a list (options and errors as `stream_split`)."""
-    pairs: list[Pair] = []
-    skipped: list[BadRow] = []
-    for item in stream_split(path, split, **options):
-        if isinstance(item, Pair):
-            pairs.append(item)
-        else:
-            skipped.append(item)
-    return Split(split, pairs, len(pairs) + len(skipped), skipped)
+    return open_pairs(path, split, **options).read()  # type: ignore[arg-type]
 
 
 def has_split(path: str, split: str) -> bool:
@@ -243,7 +247,7 @@ def _find_columns(
     if table.columns and (missing := columns.asked - set(table.columns)):
         raise DataError(
             f"{table.name} (in {path}): no column {', '.join(sorted(missing))}; found: "
-            f"{_show_names(table.columns)}"
+            f"{show_names(table.columns)}"
         )
     return columns
 
@@ -255,12 +259,12 @@ def _keys(table: Table) -> Iterator[Collection[str]]:
 def _no_columns(label: str, wanted: list[tuple[str, str]], names: Collection[str]) -> str:
     pairs = " or ".join(f"{a}/{b}" for a, b in dict.fromkeys(wanted))
     return (
-        f"{label}: no columns {pairs}; found: {_show_names(names)}; name them with "
+        f"{label}: no columns {pairs}; found: {show_names(names)}; name them with "
         "`--data.source_column` and `--data.target_column`"
     )
 
 
-def _show_names(names: Collection[str]) -> str:
+def show_names(names: Collection[str]) -> str:
     """Column names, unless one is not a plain word: without a header line they are report text."""
     shown = list(filter(None, names))
     if all(re.fullmatch(r"[A-Za-z_][\w-]{0,39}", name) for name in shown):

@@ -19,11 +19,11 @@ from data import (
     ExtractDataset,
     batches,
     build_dataset,
-    read_pairs,
     sentinel_ids,
     tell_skipped,
 )
 from errors import ConfigError, DataError
+from sources import read_pairs
 from tests.test_tokens import invented, tiny_tokenizer
 
 PAD = 0
