@@ -25,8 +25,10 @@ from corpus.pair_files import Pair as BuiltPair
 from corpus.pair_files import PublishedSplit
 from corpus.pairs import BadRow, Pair, Split, has_split, open_pairs, read_split, stream_split
 from corpus.radsum23 import tables
+from data import DataConfig
 from errors import ConfigError, DataError
 from recipe import TrainConfig
+from run_folder import open_run_folder
 from sources import SourceConfig, read_pairs
 from tests.tiny import Tiny
 
@@ -404,6 +406,13 @@ def test_training_on_a_mixture(tiny: Tiny, tmp_path: Path) -> None:
     given_path = evaluation.as_trained(evaluation.EvalData(path="a/b"), trained.data)
     assert (given_path.mix, given_path.weights) == ((), ())
     assert evaluation.as_trained(evaluation.EvalData(), trained.data) == trained.data
+
+
+def test_a_run_never_removes_a_source_of_the_mixture(tmp_path: Path) -> None:
+    put(tmp_path / "run" / "evaluation" / "train.jsonl", "")
+    data = DataConfig(path="a/b", mix=(str(tmp_path / "run" / "evaluation"),))
+    with pytest.raises(ConfigError, match="would remove"):
+        open_run_folder(tmp_path / "run", TrainConfig(data=data))
 
 
 # ---- dry run
