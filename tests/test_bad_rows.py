@@ -32,10 +32,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpus.rows
+import eval as evaluation
 import train_loop
+from config import save
+from corpus.audit_checks import prepare, run_checks
 from corpus.pairs import Pair, Split, read_split, stream_split
 from corpus.rows import ENDINGS
+from data import DataConfig
 from errors import DataError, UserError
+from recipe import TrainConfig
 from tests.tiny import Tiny
 
 CANARY = "zebrafish Ωmega 4711 opacity"
@@ -582,6 +587,35 @@ def test_training_says_so_in_one_line_and_writes_nothing(
     assert message.startswith("error: ") and where in message
     assert_no_text(told.out + told.err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_the_evaluation_says_so_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, adapter = tmp_path / "data", tmp_path / "adapter"
+    data.mkdir()
+    (data / "test.jsonl").write_bytes(JSON_ROW + b"{" + JSON_ROW)
+    save(TrainConfig(data=DataConfig(path=str(data))), adapter / "training.toml")
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(SystemExit) as caught:
+        evaluation.main(["--cpu", f"--adapter={adapter}"])
+    told = capfd.readouterr()
+    (message,) = told.err.splitlines()
+    assert caught.value.code == 3
+    assert message.startswith("error: test.jsonl line 2") and "not valid JSON" in message
+    assert_no_text(told.out + told.err)
+    assert not list((tmp_path / "evaluation").iterdir())
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_an_id_in_two_splits_is_read_and_the_audit_tells(tmp_path: Path, ending: str) -> None:
+    """Whether that is a mistake depends on the data: reading accepts it, the audit judges."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.{ending}").write_bytes(encode([GOOD], ending))
+    splits = [read_split(str(tmp_path), split) for split in ("train", "test")]
+    assert splits[0].pairs == splits[1].pairs
+    flags = run_checks(prepare(splits))
+    assert flags["repeated_id"]["test"].all() and flags["shared_input"]["test"].all()
 
 
 # ---- fuzz
