@@ -1,6 +1,6 @@
 """Report pairs -> token ids, once -> batches.
 
-    pairs (corpus.pairs) -> token_store.py -> dataset -> batches in the plan's order
+    pairs (sources.py) -> token_store.py -> dataset -> batches in the plan's order
 
 A dataset knows its lengths before anything is drawn (the plan needs nothing else) and hands out
 examples by index: findings -> impression (`ExtractDataset`), or a span-corrupted report
@@ -9,7 +9,7 @@ examples by index: findings -> impression (`ExtractDataset`), or a span-corrupte
 B examples, S source tokens, T target tokens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
@@ -20,34 +20,16 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from collation import Collate, Example
-from corpus.pairs import BadRow, Pair, Split, read_split, stream_split
+from corpus.pairs import BadRow
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
+from sources import SourceConfig
 from token_store import SHOWN, PairStream, Side, Survey, tokenised
 from tokens import Tokens
 
 IMPRESSION_MARK = " impression "  # between findings and impression in a whole report
 
 Objective = Literal["extract", "denoise"]
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """Where report pairs are read from."""
-
-    path: str = "hejazizo/mimic-iii"
-    """Folder with train|validation|test.{jsonl,csv,parquet}, or a hub data set id."""
-    revision: str | None = None
-    """Hub commit or tag of the data set; none = its main branch."""
-    source_column: str | None = None
-    """Column of the findings; none = prompt, findings or text, whichever is there."""
-    target_column: str | None = None
-    """Column of the impression; none = impressions, impression or summary."""
-    on_bad_row: Literal["auto", "error", "skip"] = "auto"
-    """Empty, null or broken rows: stop, or skip and count; auto stops on local files, skips on
-    hub sets."""
-    cache_dir: str = "~/.cache/report2impression"
-    """Folder of the tokenised data, readable by its owner only."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +44,7 @@ class DataConfig(SourceConfig):
     """Longest target in tokens, end-of-sequence included; longer ones are cut and counted."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_source_tokens < 4 or self.max_target_tokens < 2:
             raise ConfigError(
                 "data.max_source_tokens must be at least 4, data.max_target_tokens at least 2"
@@ -78,25 +61,6 @@ class LengthStatistics(NamedTuple):
     p95: float
     longest: int
     truncated: int
-
-
-def read_pairs(config: SourceConfig, split: str) -> Split:
-    """One split of the configured source (errors as `corpus.pairs.read_split`)."""
-    return read_split(config.path, split, **_options(config))
-
-
-def stream_pairs(config: SourceConfig, split: str) -> Iterator[Pair | BadRow]:
-    """The same rows one by one, in constant memory."""
-    return stream_split(config.path, split, **_options(config))
-
-
-def _options(config: SourceConfig) -> dict[str, str | None]:
-    return {
-        "revision": config.revision,
-        "source_column": config.source_column,
-        "target_column": config.target_column,
-        "on_bad_row": config.on_bad_row,
-    }
 
 
 class PlannedDataset(Protocol):

@@ -114,6 +114,8 @@ class TrainConfig:
     """Precision of the weights that full tuning writes; an adapter is always fp32."""
     cpu: bool = False
     """Train on the CPU even if a GPU is there."""
+    dry_run: bool = False
+    """Only show which reports would be read (counts and columns, no text)."""
     tensorboard: bool = False
     """Also write TensorBoard files into the run folder (extra "trackers")."""
     data: DataConfig = field(default_factory=DataConfig)

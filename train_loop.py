@@ -35,7 +35,8 @@ from checkpoint import (
 )
 from collation import Collate, collator
 from config import parse
-from data import PlannedDataset, batches, build_dataset, stream_pairs, tell_skipped
+from data import PlannedDataset, batches, build_dataset, tell_skipped
+from dry_run import dry_run
 from epoch_end import BestSoFar, EpochEnd
 from errors import ConfigError, NumericsError, exits_cleanly
 from fast_t5 import FastEngine, why_not
@@ -62,6 +63,7 @@ from run_folder import (
     run_facts,
     storage_errors,
 )
+from sources import stream_pairs
 from stopping import StopSignals, peer_errors
 from token_store import survey
 from tokens import tokenizer_digest
@@ -273,6 +275,8 @@ def start_processes(config: TrainConfig) -> Accelerator:
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
     config = parse(TrainConfig, argv, description=(__doc__ or "").partition("\n")[0])
+    if config.dry_run:
+        return dry_run(config.data, ["train", "validation"])
     require_extras(config)
     stop = StopSignals()
     with exit_status(Path(config.output_dir)), stop.listening():

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from allocator import keep_freed_memory
 from config import parse
-from data import DataConfig, ExtractDataset, build_dataset, stream_pairs
+from data import DataConfig, ExtractDataset, build_dataset
 from model import LoraSettings, ModelConfig, T5Model, attach_lora, load_base, load_tokenizer
 from plan import padded_cost
 from quiet import quieten_libraries
+from sources import stream_pairs
 from token_store import survey
 
 IntArray = NDArray[np.int64]

@@ -18,10 +18,11 @@ import torch
 from bench.common import BenchConfig
 from bench.timing import now
 from collation import collator
-from data import ExtractDataset, batches, extract_sides, read_pairs, stream_pairs
+from data import ExtractDataset, batches, extract_sides
 from mapped import Growing, arrays_of, encode
 from model import load_tokenizer
 from plan import plan_epoch
+from sources import read_pairs, stream_pairs
 from token_store import N_TRUNCATED, growing_rows, layout, opened, survey, tokenised
 
 CHUNK = 20_000  # made-up reports at a time: little memory beside what is measured

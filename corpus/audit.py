@@ -55,13 +55,19 @@ class AuditSource:
     """The pairs to look at."""
 
     path: str
-    """Folder with train|validation|test.{jsonl,csv,parquet}, or a hub data set id."""
+    """Folder of train, validation and test in any format of training, or a hub data set id."""
     revision: str | None = None
     """Hub commit or tag of the data set; none = its main branch."""
     source_column: str | None = None
     """Column of the findings; none = prompt, findings or text, whichever is there."""
     target_column: str | None = None
     """Column of the impression; none = impressions, impression or summary."""
+    id_column: str | None = None
+    """Column of the id; none = id, if it is there."""
+    group_column: str | None = None
+    """Column of the group; none = group, if it is there."""
+    patient_column: str | None = None
+    """Column of the patient; none = patient, if it is there."""
     prefix: str = "extract: "
     """Text put before every report in training; counts among its tokens."""
 
@@ -101,6 +107,9 @@ def read_splits(source: AuditSource) -> list[Split]:
             revision=source.revision,
             source_column=source.source_column,
             target_column=source.target_column,
+            id_column=source.id_column,
+            group_column=source.group_column,
+            patient_column=source.patient_column,
             on_bad_row="skip",
         )
         for name in names

@@ -13,6 +13,7 @@ host.
 
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ MANY = 1000  # names of columns; beyond them nobody looks
 # All control characters but tab, LF, VT, FF, CR and NEL: traces of binary data or of a wrong
 # encoding, and orders to a terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # a text of nothing else, as zero-width spaces, is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class BadRow:
 class Split:
     name: str
     pairs: list[Pair]
-    n_rows: int  # len(pairs) + len(skipped)
+    n_rows: int  # good and bad ones; of one source len(pairs) + len(skipped)
     skipped: list[BadRow]
 
 
@@ -102,6 +104,17 @@ class PairTable:
                 "elsewhere"
             )
 
+    def read(self) -> Split:
+        """All rows as lists."""
+        pairs: list[Pair] = []
+        skipped: list[BadRow] = []
+        for item in self.stream():
+            if isinstance(item, Pair):
+                pairs.append(item)
+            else:
+                skipped.append(item)
+        return Split(self.split, pairs, len(pairs) + len(skipped), skipped)
+
 
 def open_pairs(
     path: str,
@@ -145,14 +158,7 @@ def stream_split(path: str, split: str, **options: str | None) -> Iterator[Pair 
 
 def read_split(path: str, split: str, **options: str | None) -> Split:
     """The clean pairs of one split as a list (options and errors as `stream_split`)."""
-    pairs: list[Pair] = []
-    skipped: list[BadRow] = []
-    for item in stream_split(path, split, **options):
-        if isinstance(item, Pair):
-            pairs.append(item)
-        else:
-            skipped.append(item)
-    return Split(split, pairs, len(pairs) + len(skipped), skipped)
+    return open_pairs(path, split, **options).read()  # type: ignore[arg-type]
 
 
 def has_split(path: str, split: str) -> bool:
@@ -241,7 +247,7 @@ def _find_columns(
     if table.columns and (missing := columns.asked - set(table.columns)):
         raise DataError(
             f"{table.name} (in {path}): no column {', '.join(sorted(missing))}; found: "
-            f"{_show_names(table.columns)}"
+            f"{show_names(table.columns)}"
         )
     return columns
 
@@ -253,12 +259,12 @@ def _keys(table: Table) -> Iterator[Collection[str]]:
 def _no_columns(label: str, wanted: list[tuple[str, str]], names: Collection[str]) -> str:
     pairs = " or ".join(f"{a}/{b}" for a, b in dict.fromkeys(wanted))
     return (
-        f"{label}: no columns {pairs}; found: {_show_names(names)}; name them with "
+        f"{label}: no columns {pairs}; found: {show_names(names)}; name them with "
         "`--data.source_column` and `--data.target_column`"
     )
 
 
-def _show_names(names: Collection[str]) -> str:
+def show_names(names: Collection[str]) -> str:
     """Column names, unless one is not a plain word: without a header line they are report text."""
     shown = list(filter(None, names))
     if all(re.fullmatch(r"[A-Za-z_][\w-]{0,39}", name) for name in shown):
@@ -300,12 +306,12 @@ def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
         return "is missing"
     if not isinstance(cell, str):
         return f"is not text but {type(cell).__name__}"
-    if not cell.strip() and not may_be_empty:
+    if found := _CONTROLS.search(cell):
+        return f"holds the control character U+{ord(found[0]):04X}"
+    if not may_be_empty and all(unicodedata.category(sign) in _UNSEEN for sign in cell):
         return "is empty"
     if len(cell) > MAX_LINE_BYTES:
         return "is longer than 100 MB"
-    if found := _CONTROLS.search(cell):
-        return f"holds the control character U+{ord(found[0]):04X}"
     try:
         cell.encode("utf-8")
     except UnicodeEncodeError:

@@ -175,8 +175,8 @@ class _CsvReader:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        tabs = file.name.removesuffix(file.suffix * (file.suffix in COMPRESSIONS)).endswith(".tsv")
-        self._cells = csv.reader(_text_lines(file), delimiter="\t" if tabs else ",", strict=True)
+        mark = "\t" if ".tsv" in file.suffixes else ","
+        self._cells = csv.reader(_text_lines(file), delimiter=mark, strict=True)
         self.start = 1  # line of the next record
         self.header = _checked_header(self.next() or [], file)
 
@@ -223,6 +223,8 @@ def _checked_header(cells: list[str], file: Path) -> list[str]:
 def _csv_row(header: list[str], cells: list[str]) -> Row:
     if not cells:
         return BLANK
+    if [cell.strip() for cell in cells] == header:
+        return "the row repeats the header"
     if len(cells) != len(header):
         return f"the row has {len(cells)} fields, the header {len(header)}"
     return dict(zip(header, cells, strict=True))

@@ -88,27 +88,26 @@ def _grouped(files: list[Path]) -> Iterator[PlacedRow]:
 
 def _tok_rows(findings: Path, name: str) -> Iterator[PlacedRow]:
     impression = findings.with_name(findings.name.removesuffix(FINDINGS) + IMPRESSION)
-    for file in (findings, impression):
-        check_regular(file)
-    with told(findings):
-        both = zip_longest(_separated(findings), _separated(impression))
-        for number, (prompt, answer) in enumerate(both, start=1):
-            if prompt in (b"", None) and answer in (b"", None):
-                return
-            if prompt is None or answer is None:
-                raise DataError(
-                    f"{findings} and {impression.name} differ in their number of lines from line "
-                    f"{number} on: line n of one must belong to line n of the other"
-                )
-            yield f"{name} line", number, _tok_row(prompt, answer)
+    both = zip_longest(_separated(findings), _separated(impression))
+    for number, (prompt, answer) in enumerate(both, start=1):
+        if prompt in (b"", None) and answer in (b"", None):
+            return
+        if prompt is None or answer is None:
+            raise DataError(
+                f"{findings} and {impression.name} differ in their number of lines from line "
+                f"{number} on: line n of one must belong to line n of the other"
+            )
+        yield f"{name} line", number, _tok_row(prompt, answer)
 
 
 def _separated(file: Path) -> Iterator[bytes | str]:
     """The lines, at the end b"" if the last one ends: `corpus.mimic_iii` puts the LF between the
     texts, others behind each, so that only the other file tells whether an empty text follows."""
+    check_regular(file)
     line: bytes | None = b""
-    for _, line in lines(file):
-        yield TOO_LONG if line is None else line
+    with told(file):
+        for _, line in lines(file):
+            yield TOO_LONG if line is None else line
     if not line or line.endswith(b"\n"):
         yield b""
 

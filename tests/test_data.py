@@ -20,11 +20,11 @@ from data import (
     PlannedDataset,
     batches,
     build_dataset,
-    read_pairs,
     sentinel_ids,
     tell_skipped,
 )
 from errors import ConfigError, DataError
+from sources import read_pairs
 from tests.test_tokens import invented, tiny_tokenizer
 from token_store import survey
 

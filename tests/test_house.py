@@ -81,8 +81,13 @@ ALLOWED: dict[str, set[str]] = {
     "tokens": set(),
     "token_store": {"corpus.pairs", "errors", "mapped", "tokens"},
     "collation": set(),
-    "data": {"collation", "corpus.pairs", "denoise", "errors", "token_store", "tokens"},
-    "corpus.new_base": {"config", "data", "errors", "model", "quiet"},
+    "corpus.mixing": {"corpus.pairs", "errors"},
+    "sources": {"corpus.mixing", "corpus.pairs", "errors"},
+    "data": {
+        *("collation", "corpus.pairs", "denoise", "errors", "sources", "token_store", "tokens"),
+    },
+    "dry_run": {"corpus.pairs", "sources", "tracking"},
+    "corpus.new_base": {"config", "errors", "model", "quiet", "sources"},
     "model": {"errors", "quiet"},
     "fast_ops": set(),
     "fast_attention": {"fast_ops"},
@@ -104,18 +109,19 @@ ALLOWED: dict[str, set[str]] = {
         "tracking",
     },
     "eval": {
-        *("allocator", "config", "corpus.pairs", "data", "errors", "generate", "model", "quiet"),
-        *("recipe", "results", "scoring.baselines", "scoring.comparison", "scoring.faithfulness"),
-        *("scoring.guard_rails", "scoring.records", "scoring.rouge_bleu", "tokens"),
+        *("allocator", "config", "corpus.pairs", "data", "dry_run", "errors", "generate", "model"),
+        *("quiet", "recipe", "results", "sources", "scoring.baselines", "scoring.comparison"),
+        *("scoring.faithfulness", "scoring.guard_rails", "scoring.records", "scoring.rouge_bleu"),
+        "tokens",
     },
     "epoch_end": {
         *("collation", "config", "data", "durable", "eval", "generate", "model", "model_card"),
         *("numerics", "plan", "recipe", "tracking"),
     },
     "train_loop": {
-        *("allocator", "checkpoint", "collation", "config", "data", "epoch_end", "errors"),
-        *("fast_t5", "gradients", "model", "numerics", "plan", "quiet", "recipe", "run_folder"),
-        *("stopping", "token_store", "tokens", "tracking"),
+        *("allocator", "checkpoint", "collation", "config", "data", "dry_run", "epoch_end"),
+        *("errors", "fast_t5", "gradients", "model", "numerics", "plan", "quiet", "recipe"),
+        *("run_folder", "sources", "stopping", "token_store", "tokens", "tracking"),
     },
 }
 NEVER_IMPORTED = {"train_loop", "bench", "tests"}

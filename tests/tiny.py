@@ -16,9 +16,10 @@ from torch import Tensor
 
 from corpus.new_base import NewBaseConfig, new_base
 from corpus.synthetic import write_splits
-from data import DataConfig, ExtractDataset, SourceConfig, build_dataset, stream_pairs
+from data import DataConfig, ExtractDataset, build_dataset
 from model import LoraSettings, ModelConfig, T5Model, load_base, load_tokenizer
 from recipe import TrainConfig
+from sources import SourceConfig, stream_pairs
 from token_store import survey
 from tracking import Tracker
 from train_loop import build_engine, build_model, train
