@@ -1,6 +1,6 @@
 """Report pairs -> token ids, once -> batches.
 
-    pairs (corpus.pairs) -> Tokens (tokens.py) -> dataset -> batches in the plan's order
+    pairs (sources.py) -> token_store.py -> dataset -> batches in the plan's order
 
 A dataset knows its lengths before anything is drawn (the plan needs nothing else) and hands out
 examples by index: findings -> impression (`ExtractDataset`), or a span-corrupted report
@@ -11,7 +11,7 @@ B examples, S source tokens, T target tokens.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,37 +20,16 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from collation import Collate, Example
-from corpus.licence import Credentialed
-from corpus.pairs import Split, read_split
+from corpus.pairs import BadRow
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
-from tokens import Tokens, tokenise_cached
+from sources import SourceConfig
+from token_store import SHOWN, PairStream, Side, Survey, tokenised
+from tokens import Tokens
 
 IMPRESSION_MARK = " impression "  # between findings and impression in a whole report
 
 Objective = Literal["extract", "denoise"]
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """Where report pairs are read from."""
-
-    path: str = "hejazizo/mimic-iii"
-    """Folder with train|validation|test.{jsonl,csv,parquet}, or a hub data set id."""
-    revision: str | None = None
-    """Hub commit or tag of the data set; none = its main branch."""
-    source_column: str | None = None
-    """Column of the findings; none = prompt, findings or text, whichever is there."""
-    target_column: str | None = None
-    """Column of the impression; none = impressions, impression or summary."""
-    on_bad_row: Literal["auto", "error", "skip"] = "auto"
-    """Empty, null or broken rows: stop, or skip and count; auto stops on local files, skips on
-    hub sets."""
-    cache_dir: str = "~/.cache/report2impression"
-    """Folder of the tokenised data, readable by its owner only."""
-    credentialed: Credentialed = "auto"
-    """Whether an agreement restricts who may see it: auto = as its LICENCE.json says, else yes for
-    what is named after MIMIC."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,7 @@ class DataConfig(SourceConfig):
     """Longest target in tokens, end-of-sequence included; longer ones are cut and counted."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_source_tokens < 4 or self.max_target_tokens < 2:
             raise ConfigError(
                 "data.max_source_tokens must be at least 4, data.max_target_tokens at least 2"
@@ -81,18 +61,6 @@ class LengthStatistics(NamedTuple):
     p95: float
     longest: int
     truncated: int
-
-
-def read_pairs(config: SourceConfig, split: str) -> Split:
-    """One split of the configured source (errors as `corpus.pairs.read_split`)."""
-    return read_split(
-        config.path,
-        split,
-        revision=config.revision,
-        source_column=config.source_column,
-        target_column=config.target_column,
-        on_bad_row=config.on_bad_row,
-    )
 
 
 class PlannedDataset(Protocol):
@@ -119,6 +87,7 @@ class ExtractDataset(Dataset):
     ids: Sequence[str]
     source: Tokens
     target: Tokens
+    impressions: Sequence[str] = ()  # for scores of generated ones, where they are wanted
 
     @property
     def source_lengths(self) -> NDArray[np.int64]:
@@ -164,9 +133,10 @@ class DenoiseDataset(Dataset):
     @cached_property
     def _lengths(self) -> NDArray[np.int64]:
         whole = self.report.lengths
-        pairs = [corrupted_lengths(int(n), len(self.sentinels) - 1) for n in whole]
+        sizes = range(MIN_TOKENS, int(whole.max()) + 1)
+        by_size = np.array([corrupted_lengths(n, len(self.sentinels) - 1) for n in sizes])
         in_two = np.stack([self._cuts + 1, whole - self._cuts + 1], axis=1)
-        return np.where(self._cuts[:, None] > 0, in_two, np.array(pairs, dtype=np.int64))
+        return np.where(self._cuts[:, None] > 0, in_two, by_size[whole - MIN_TOKENS])
 
     @property
     def source_lengths(self) -> NDArray[np.int64]:
@@ -202,34 +172,56 @@ def _statistics(split: str, side: str, tokens: Tokens) -> LengthStatistics:
 
 
 def build_dataset(
-    split: Split,
+    found: Survey,
+    stream: PairStream,
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     *,
     objective: Objective = "extract",
     continued: float = 0.0,
     seed: int = 0,
+    keep_impressions: bool = False,
 ) -> PlannedDataset:
-    """Tokenise one split, or read it from the cache. Raises DataError if a report is too short."""
-    ids = [pair.id for pair in split.pairs]
-    cached = partial(tokenise_cached, tokenizer=tokenizer, folder=config.cache_dir)
-    if objective == "extract":
-        sources = [config.prefix + pair.prompt for pair in split.pairs]
-        targets = [pair.impression for pair in split.pairs]
-        source = cached(sources, max_tokens=config.max_source_tokens)
-        target = cached(targets, max_tokens=config.max_target_tokens)
-        return ExtractDataset(split.name, ids, source, target)
-    # Whole reports: the base sees findings and impression together.
-    reports = [pair.prompt + IMPRESSION_MARK + pair.impression for pair in split.pairs]
-    report = cached(reports, max_tokens=config.max_source_tokens, add_eos=False)
+    """Tokenise the surveyed split, or map it from the cache. Raises DataError if a report is too
+    short."""
+    extract = objective == "extract"
+    stored = tokenised(
+        found,
+        stream,
+        extract_sides(config) if extract else denoise_sides(config),
+        tokenizer,
+        folder=config.cache_dir,
+        keep_impressions=keep_impressions,
+    )
+    ids = stored.ids
+    if extract:
+        sides = stored.sides
+        return ExtractDataset(
+            found.split, ids, sides["source"], sides["target"], stored.impressions
+        )
+    report = stored.sides["report"]
     if report.lengths.min() < MIN_TOKENS:
         short = ids[int(report.lengths.argmin())]
         raise DataError(
-            f"report {short!r} of split {split.name} is too short to denoise: remove it"
+            f"report {short!r} of split {found.split} is too short to denoise: remove it"
         )
     eos_id = _special_id(tokenizer, "eos_token_id")
     sentinels = sentinel_ids(tokenizer)
-    return DenoiseDataset(split.name, ids, report, sentinels, eos_id, seed, continued)
+    return DenoiseDataset(found.split, ids, report, sentinels, eos_id, seed, continued)
+
+
+def extract_sides(config: DataConfig) -> list[Side]:
+    """What becomes tokens to learn findings -> impression."""
+    return [
+        Side("source", ("prompt",), config.max_source_tokens, before=config.prefix),
+        Side("target", ("impression",), config.max_target_tokens),
+    ]
+
+
+def denoise_sides(config: DataConfig) -> list[Side]:
+    """Whole reports: the base sees findings and impression together."""
+    fields, limit = ("prompt", "impression"), config.max_source_tokens
+    return [Side("report", fields, limit, between=IMPRESSION_MARK, add_eos=False)]
 
 
 def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
@@ -258,7 +250,7 @@ def _special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
 
 def batches(
     dataset: PlannedDataset,
-    indices: Sequence[NDArray[np.int64]],
+    indices: Iterable[NDArray[np.int64]],
     collate: Collate,
     *,
     pin_memory: bool = False,
@@ -267,18 +259,16 @@ def batches(
     needs no workers)."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=[batch.tolist() for batch in indices],
+        # One list at a time: an epoch of 10 million would be 400 MB of Python integers.
+        batch_sampler=(batch.tolist() for batch in indices),
         collate_fn=collate,
         pin_memory=pin_memory,
     )
 
 
-def tell_skipped(splits: Iterable[Split]) -> None:
-    """Name the bad rows left out (places and reasons, never text)."""
-    for split in splits:
-        if split.skipped:
-            first = "; ".join(f"{bad.where}: {bad.reason}" for bad in split.skipped[:5])
-            more = ", ..." if len(split.skipped) > 5 else ""
-            print(
-                f"{split.name}: {len(split.skipped)} of {split.n_rows} rows skipped ({first}{more})"
-            )
+def tell_skipped(split: str, n_rows: int, skipped: Sequence[BadRow], n_skipped: int) -> None:
+    """Name the first bad rows left out (places and reasons, never text)."""
+    if n_skipped:
+        first = "; ".join(f"{bad.where}: {bad.reason}" for bad in skipped[:SHOWN])
+        more = ", ..." if n_skipped > SHOWN else ""
+        print(f"{split}: {n_skipped:,} of {n_rows:,} rows skipped ({first}{more})")

@@ -99,7 +99,6 @@ class EpochEnd:
     model: T5Model
     collate: Collate
     validation: PlannedDataset
-    references: list[str]
     tracker: Tracker
     best: BestSoFar
 
@@ -151,7 +150,7 @@ class EpochEnd:
             self.model,
             self.tokenizer,
             self.validation.source,
-            self.references,
+            self.validation.impressions,
             n=self.config.generate_n,
             seed=self.config.seed,
             decoding=DecodingConfig(max_new_tokens=self.config.max_new_tokens, precision=precision),

@@ -25,8 +25,9 @@ from transformers import PreTrainedTokenizerBase
 
 from allocator import keep_freed_memory
 from config import load, parse
-from corpus.pairs import Pair
-from data import DataConfig, SourceConfig, read_pairs, tell_skipped
+from corpus.pairs import Pair, has_split
+from data import DataConfig, tell_skipped
+from dry_run import dry_run
 from errors import ConfigError, DataError, exits_cleanly
 from generate import DecodingConfig, Output, generate, to_text
 from model import ModelConfig, T5Model, load_adapter, load_base, load_tokenizer, merged
@@ -48,6 +49,7 @@ from scoring.comparison import Evaluation, Inputs, compare, compare_runs
 from scoring.guard_rails import Limits
 from scoring.records import read_per_report
 from scoring.rouge_bleu import scores
+from sources import SourceConfig, read_pairs
 from tokens import Tokens, tokenise
 
 Trained = TypeVar("Trained", DataConfig, ModelConfig)
@@ -69,13 +71,20 @@ class EvalData:
     """Where the test reports are read from."""
 
     path: str | None = None
-    """Folder with test.{jsonl,csv,parquet}, or a hub data set id; none = the one trained on."""
+    """Folder with the test split in any format of training, or a hub data set id; none = the one
+    trained on."""
     revision: str | None = None
     """Hub commit or tag of the data set; none = as in training, with a path of your own: main."""
     source_column: str | None = None
     """Column of the findings; none = as in training."""
     target_column: str | None = None
     """Column of the impression; none = as in training."""
+    id_column: str | None = None
+    """Column of the id; none = as in training."""
+    group_column: str | None = None
+    """Column of the group; none = as in training."""
+    patient_column: str | None = None
+    """Column of the patient; none = as in training."""
     on_bad_row: Literal["auto", "error", "skip"] | None = None
     """Empty, null or broken rows: stop, or skip and count; none = as in training."""
 
@@ -104,6 +113,8 @@ class EvalConfig(DecodingConfig):
     """Folder of scores.json, report.html and more; none = evaluation/ beside the adapter."""
     cpu: bool = False
     """Decode on the CPU even if a GPU is there."""
+    dry_run: bool = False
+    """Only show which reports would be read (counts and columns, no text)."""
     data: EvalData = field(default_factory=EvalData)
     model: BaseConfig = field(default_factory=BaseConfig)
 
@@ -133,10 +144,12 @@ class CompareConfig:
 
 
 def as_trained(given: EvalData | BaseConfig, trained: Trained) -> Trained:
-    """The trained run's settings, but for what is given. A revision stays with its path."""
+    """The trained run's settings, but for what is given. A revision and further sources stay with
+    their path."""
     values = {name: value for name, value in asdict(given).items() if value is not None}
     if values.get("path", trained.path) != trained.path:
-        values = {"revision": None} | values
+        alone = {"revision": None, "mix": (), "weights": ()}
+        values = {name: none for name, none in alone.items() if hasattr(trained, name)} | values
     return replace(trained, **values)
 
 
@@ -146,7 +159,7 @@ def training_pairs(config: SourceConfig) -> list[tuple[str, str]] | None:
     try:
         return [(pair.prompt, pair.impression) for pair in read_pairs(config, "train").pairs]
     except DataError:
-        if any(Path(config.path).expanduser().glob("train.*")):
+        if has_split(config.path, "train"):
             raise  # it is there, and broken
         return None
 
@@ -197,7 +210,7 @@ def generate_both(
     data, base_config = sources_of(config, trained)
     test = read_pairs(data, "test")
     if rank == 0:
-        tell_skipped([test])
+        tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
     pairs = [test.pairs[i] for i in sample_indices(len(test.pairs), config.n, config.seed)]
     tokenizer = load_tokenizer(base_config.path, base_config.revision)
     prompts = [trained.data.prefix + pair.prompt for pair in pairs]
@@ -323,6 +336,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"{adapter} holds no {name}: give the adapter folder of a run (RUN/adapter)"
             )
     trained = load(TrainConfig, adapter / "training.toml")
+    if config.dry_run:
+        return dry_run(as_trained(config.data, trained.data), ["test"])
     folder = Path(config.output_dir or adapter.parent / "evaluation")
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no")
     if accelerator.device.type == "cpu":

@@ -11,14 +11,16 @@ Steps are drawn from two-key length buckets: a shuffled pool of steps is sorted 
 cut into groups, and each group is sorted by target length. Both sides of a batch then pad little.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+MicroBatches = tuple[tuple[IntArray, ...], ...]
 
 POOL_STEPS = 100  # steps whose examples are sorted together: larger pads less, smaller mixes more
 POOLS = 4  # at least so many an epoch, or small data would meet in the same steps every time
@@ -37,9 +39,43 @@ class Step:
     """
 
     indices: IntArray
-    micro_batches: tuple[tuple[IntArray, ...], ...]
+    micro_batches: MicroBatches
     n_label_tokens: int
     n_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Sequence[Step]):
+    """The steps of an epoch, each made when it is asked for: 10 million reports are a few arrays,
+    not 300,000 objects of many parts."""
+
+    examples: IntArray  # (N,), step after step as the buckets gave them
+    size: int  # examples of a step; the last one in `examples` may have fewer
+    order: IntArray  # (n_steps,), which of these steps comes when
+    target_lengths: IntArray
+    tokens: IntArray  # (N,), source and target
+    split: Callable[[IntArray, IntArray, int, int], MicroBatches]
+    grad_accum_steps: int
+    n_ranks: int
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Step: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Plan": ...
+    def __getitem__(self, index: int | slice) -> "Step | Plan":
+        if isinstance(index, slice):
+            return replace(self, order=self.order[index])
+        start = int(self.order[index]) * self.size
+        indices = self.examples[start : start + self.size]
+        return Step(
+            indices=indices,
+            micro_batches=self.split(indices, self.tokens, self.grad_accum_steps, self.n_ranks),
+            n_label_tokens=int(self.target_lengths[indices].sum()),
+            n_tokens=int(self.tokens[indices].sum()),
+        )
 
 
 def plan_epoch(
@@ -52,7 +88,7 @@ def plan_epoch(
     seed: int = 0,
     epoch: int = 0,
     whole: bool = False,
-) -> list[Step]:
+) -> Plan:
     """Every example exactly once, longest step first, the rest in random order.
 
     `whole` gives micro-batch m * n_ranks + r to rank r undivided: the micro-batches are then the
@@ -63,61 +99,58 @@ def plan_epoch(
         raise ValueError("source and target lengths must be equally many, at least one")
     if min(global_batch_size, n_ranks, grad_accum_steps) < 1:
         raise ValueError("batch size, ranks and accumulation steps must be at least 1")
-    order = np.random.default_rng([seed, epoch])
-    steps = _bucket(source_lengths, target_lengths, global_batch_size, order)
-    steps = _longest_first(steps, source_lengths, target_lengths, order)
-    tokens = source_lengths + target_lengths
-    split = _split_whole if whole else _split
-    return [
-        Step(
-            indices=step,
-            micro_batches=split(step, tokens, grad_accum_steps, n_ranks),
-            n_label_tokens=int(target_lengths[step].sum()),
-            n_tokens=int(tokens[step].sum()),
-        )
-        for step in steps
-    ]
+    draw = np.random.default_rng([seed, epoch])
+    examples = _bucket(source_lengths, target_lengths, global_batch_size, draw)
+    return Plan(
+        examples=examples,
+        size=global_batch_size,
+        order=_longest_first(examples, source_lengths, target_lengths, global_batch_size, draw),
+        target_lengths=target_lengths,
+        tokens=source_lengths + target_lengths,
+        split=_split_whole if whole else _split,
+        grad_accum_steps=grad_accum_steps,
+        n_ranks=n_ranks,
+    )
 
 
-def _bucket(
-    source: IntArray, target: IntArray, size: int, order: np.random.Generator
-) -> list[IntArray]:
-    """Cut a shuffled epoch into steps of `size` (the last one may be shorter), each of like
-    lengths.
+def _bucket(source: IntArray, target: IntArray, size: int, draw: np.random.Generator) -> IntArray:
+    """A shuffled epoch (N,), sorted so that every `size` in a row, a step, are of like lengths.
 
     Inside a step examples run from long to short. Random tie-breaks come from the shuffle (stable
-    sorts).
+    sorts). All is done in place.
     """
-    steps: list[IntArray] = []
-    shuffled = order.permutation(len(source))
+    epoch = draw.permutation(len(source))
     pool_steps = max(1, min(POOL_STEPS, n_steps(len(source), size) // POOLS))
-    for pool in _chunks(shuffled, pool_steps * size):
-        by_source = pool[np.argsort(-source[pool], kind="stable")]
-        for group in _chunks(by_source, GROUP_STEPS * size):
-            by_target = group[np.lexsort((-source[group], -target[group]))]
-            steps.extend(_chunks(by_target, size))
-    return steps
+    for pool in _chunks(epoch, pool_steps * size):
+        pool[:] = pool[np.argsort(-source[pool], kind="stable")]
+        for group in _chunks(pool, GROUP_STEPS * size):
+            group[:] = group[np.lexsort((-source[group], -target[group]))]
+    return epoch
 
 
 def _longest_first(
-    steps: list[IntArray], source: IntArray, target: IntArray, order: np.random.Generator
-) -> list[IntArray]:
-    """Random order, but the step that needs most memory comes first: out of memory shows in
-    seconds."""
-    cost = [padded_cost(source[step], target[step]) for step in steps]
-    longest = int(np.argmax(cost))
-    rest = [i for i in order.permutation(len(steps)) if i != longest]
-    return [steps[i] for i in [longest, *rest]]
+    epoch: IntArray, source: IntArray, target: IntArray, size: int, draw: np.random.Generator
+) -> IntArray:
+    """Random order of the steps, but the one that needs most memory comes first: out of memory
+    shows in seconds."""
+    starts = np.arange(0, len(epoch), size)
+    longest = (np.maximum.reduceat(lengths[epoch], starts) for lengths in (source, target))
+    first = int(np.argmax(_cost(np.diff(starts, append=len(epoch)), *longest)))
+    rest = draw.permutation(len(starts))
+    return np.concatenate([[first], rest[rest != first]])
 
 
 def padded_cost(source: IntArray, target: IntArray) -> float:
     """Tokens of a padded batch, a target token weighted as DECODER_COST source tokens."""
-    return len(source) * (float(source.max()) + DECODER_COST * float(target.max()))
+    return float(_cost(len(source), source.max(), target.max()))
 
 
-def _split(
-    step: IntArray, tokens: IntArray, n_micro: int, n_ranks: int
-) -> tuple[tuple[IntArray, ...], ...]:
+def _cost(n: Any, source: Any, target: Any) -> Any:
+    """Of one batch of n examples with these longest lengths, or of many: arrays."""
+    return n * (source + DECODER_COST * target)
+
+
+def _split(step: IntArray, tokens: IntArray, n_micro: int, n_ranks: int) -> MicroBatches:
     """Cut one step into micro-batches by length, and each micro-batch over the ranks.
 
     A short last step may leave a rank without examples (an empty shard: the collator makes it a
@@ -128,9 +161,7 @@ def _split(
     return tuple(tuple(_deal(part, tokens[part], n_ranks)) for part in micro_batches)
 
 
-def _split_whole(
-    step: IntArray, tokens: IntArray, n_micro: int, n_ranks: int
-) -> tuple[tuple[IntArray, ...], ...]:
+def _split_whole(step: IntArray, tokens: IntArray, n_micro: int, n_ranks: int) -> MicroBatches:
     """Cut one step into micro-batches that the ranks take in turn; nobody's turn is left out."""
     parts = [part for part in np.array_split(step, n_micro * n_ranks) if len(part)]
     parts += [step[:0]] * (-len(parts) % n_ranks)

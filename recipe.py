@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from corpus.licence import Mark, inherited, mark_of
+from corpus.licence import Mark, inherited
 from data import DataConfig, Objective, PlannedDataset
 from errors import ConfigError
 from model import LoraSettings, ModelConfig, Quantization
 from numerics import OptimizerName, Precision
-from plan import Step, n_steps, plan_epoch
+from plan import Plan, n_steps, plan_epoch
 from trackers import RemoteTracker
 
 AT_LEAST_1 = (
@@ -116,6 +116,8 @@ class TrainConfig:
     """Precision of the weights that full tuning writes; an adapter is always fp32."""
     cpu: bool = False
     """Train on the CPU even if a GPU is there."""
+    dry_run: bool = False
+    """Only show which reports would be read (counts and columns, no text)."""
     tensorboard: bool = False
     """Also write TensorBoard files into the run folder (extra "trackers")."""
     track_with: RemoteTracker = "none"
@@ -151,7 +153,7 @@ class TrainConfig:
 
     def mark(self) -> Mark:
         """Whether data or base are credentialed; the weights inherit it. Raises DataError."""
-        return inherited(mark_of(self.data.path, self.data.credentialed), self.model.path)
+        return inherited(self.data.mark(), self.model.path)
 
     def global_batch_size(self, n_ranks: int) -> int:
         """Examples per optimizer step, all micro-batches and all ranks."""
@@ -176,7 +178,7 @@ class TrainConfig:
         steps = self.epochs * n_steps(n_examples, self.global_batch_size(n_ranks))
         return min(steps, self.max_steps or steps)
 
-    def plan(self, dataset: PlannedDataset, epoch: int, n_ranks: int) -> list[Step]:
+    def plan(self, dataset: PlannedDataset, epoch: int, n_ranks: int) -> Plan:
         """The steps of one epoch, cut where the run ends."""
         steps = plan_epoch(
             dataset.source_lengths,

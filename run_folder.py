@@ -35,8 +35,11 @@ FREE = {
     *("keep_checkpoints", "peer_timeout", "log_every", "tensorboard", "cpu"),
     *("track_with", "allow_remote", "data.credentialed"),
     *("micro_batch_size", "grad_accum_steps", "reports_per_step"),
-    *("data.path", "data.revision", "data.source_column", "data.target_column"),
-    *("data.on_bad_row", "data.cache_dir", "model.path", "model.revision"),
+    # Their outcome is compared: the digests of data, tokenizer and base.
+    *("data.path", "data.revision", "data.mix", "data.weights", "data.mix_seed"),
+    *("data.source_column", "data.target_column", "data.id_column", "data.group_column"),
+    *("data.patient_column", "data.on_bad_row", "data.cache_dir", "model.path", "model.revision"),
+    "dry_run",
 }
 FIXED = {"optimizer", "tuning", "deterministic"}  # the stored state has another form with others
 
@@ -256,7 +259,7 @@ def open_run_folder(folder: Path, config: TrainConfig, *, goes_on: bool = False)
     Raises ConfigError if it cannot be written, or if the run would remove its own input.
     """
     old = [folder / name for name in RESULTS]
-    for path in (config.model.path, config.data.path):
+    for path in (config.model.path, config.data.path, *config.data.mix):
         used = Path(path).expanduser().resolve()
         if any(used.is_relative_to(result.resolve()) for result in old):
             raise ConfigError(

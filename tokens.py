@@ -1,30 +1,33 @@
-"""Texts -> token ids in one flat array, computed once and cached on disk.
+"""Texts -> token ids in one flat array.
 
-The cache is keyed by content: the texts, the tokenizer, the limit. Token ids are report text in
-another spelling, so folder and files are readable by their owner only.
-
-B texts, N tokens of all of them.
+N tokens of B texts. `tokenise` is for texts in memory; token_store.py does the same for streams of
+any length and keeps the result on disk.
 """
 
 import hashlib
-import tempfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from os import sched_getaffinity
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from errors import ConfigError
+CHUNK = 500  # texts: enough work for one call of the tokenizer, little to hold in memory
+MAX_THREADS = 8  # the tokenizer works outside Python's lock; what goes on inside it feeds no more
 
-CACHE_FORMAT = "2"  # raise when the meaning of a cached file changes
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Tokens(NamedTuple):
-    """Texts as one array: ids int32 (N,), offsets int64 (B + 1,), and how many were cut."""
+    """Texts as one array: ids int32 (N,), offsets int64 (B + 1,), and how many were cut.
+
+    The arrays may be maps of files: they are read only.
+    """
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
@@ -45,6 +48,34 @@ class Tokens(NamedTuple):
         return Tokens(np.concatenate(rows), offsets, 0)
 
 
+class Tokeniser:
+    """Texts -> Tokens by a tokenizer's own batch call, which needs a third of the time of the
+    wrapper around it. May be called from several threads.
+
+    No text can hold a special token: a literal "</s>" in a report is four signs like others.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_truncation()  # a stored tokenizer may come with either
+        self.backend.no_padding()
+        self.eos_id = tokenizer.eos_token_id
+        self.spelled = _special_tokens_spelled(tokenizer)
+
+    def __call__(self, texts: Sequence[str], *, max_tokens: int, add_eos: bool = True) -> Tokens:
+        """Ids of every text, cut to max_tokens (end-of-sequence included and always kept)."""
+        rows: list[list[int]] = []
+        room, end, n_truncated = max_tokens - int(add_eos), [self.eos_id] * add_eos, 0
+        for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
+            ids = encoding.ids
+            if not self.spelled.keys().isdisjoint(ids):
+                ids = [part for i in ids for part in self.spelled.get(i, [i])]
+            n_truncated += len(ids) > room
+            rows.append(ids[:room] + end)
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
+        return Tokens(ids, np.cumsum([0, *map(len, rows)], dtype=np.int64), n_truncated)
+
+
 def tokenise(
     texts: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -52,21 +83,19 @@ def tokenise(
     max_tokens: int,
     add_eos: bool = True,
 ) -> Tokens:
-    """Ids of every text, cut to max_tokens (end-of-sequence included and always kept).
-
-    No text can hold a special token: a literal "</s>" in a report is four signs like others.
-    """
-    pieces: list[NDArray[np.int32]] = []
-    room, n_truncated = max_tokens - int(add_eos), 0
-    spelled = _special_tokens_spelled(tokenizer)
-    for chunk in _chunks(list(texts), 1000):
-        for ids in tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]:
-            if not spelled.keys().isdisjoint(ids):
-                ids = [part for i in ids for part in spelled.get(i, [i])]
-            n_truncated += len(ids) > room
-            pieces.append(np.array(ids[:room] + [tokenizer.eos_token_id] * add_eos, dtype=np.int32))
-    lengths = [len(piece) for piece in pieces]
-    return Tokens(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]), n_truncated)
+    """As `Tokeniser`, of any number of texts."""
+    tokeniser = Tokeniser(tokenizer)
+    parts = in_threads(
+        lambda chunk: tokeniser(chunk, max_tokens=max_tokens, add_eos=add_eos),
+        chunks(texts, CHUNK),
+    )
+    done = [Tokens(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64), 0), *parts]
+    lengths = np.concatenate([part.lengths for part in done])
+    return Tokens(
+        ids=np.concatenate([part.ids for part in done]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        n_truncated=sum(part.n_truncated for part in done),
+    )
 
 
 def _special_tokens_spelled(tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
@@ -78,61 +107,31 @@ def _special_tokens_spelled(tokenizer: PreTrainedTokenizerBase) -> dict[int, lis
     names = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {tokenizer.unk_token}
     ordered = sorted(names)
     texts = [f"{name[0]} {name[1:]}" for name in ordered]
-    spelled = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return dict(zip(tokenizer.convert_tokens_to_ids(ordered), spelled, strict=True))
+    spelled = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ids = tokenizer.convert_tokens_to_ids(ordered)
+    return {i: encoding.ids for i, encoding in zip(ids, spelled, strict=True)}
 
 
-def _chunks(texts: list[str], size: int) -> Iterable[list[str]]:
-    return (texts[start : start + size] for start in range(0, len(texts), size))
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last one may be shorter."""
+    left = iter(items)
+    return iter(lambda: list(islice(left, size)), [])
 
 
-def tokenise_cached(
-    texts: Sequence[str],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str,
-    max_tokens: int,
-    add_eos: bool = True,
-) -> Tokens:
-    """As `tokenise`, but done once per content. Raises ConfigError if the folder cannot be used."""
-    key = hashlib.sha256()
-    for part in (CACHE_FORMAT, str(max_tokens), str(add_eos), tokenizer_digest(tokenizer), *texts):
-        data = part.encode("utf-8", "surrogatepass")
-        key.update(len(data).to_bytes(8, "little") + data)
-    file = Path(folder).expanduser() / f"{key.hexdigest()}.safetensors"
-    stored = _read(file)
-    if stored is None:
-        stored = tokenise(texts, tokenizer, max_tokens=max_tokens, add_eos=add_eos)
-        _write(stored, file)
-    return stored
-
-
-def _read(file: Path) -> Tokens | None:
-    """What the cache holds; None if that is nothing or damaged."""
-    try:
-        with safe_open(file, framework="np") as stored:
-            arrays = {name: stored.get_tensor(name) for name in Tokens._fields}
-    except (OSError, SafetensorError):
-        return None
-    return Tokens(arrays["ids"], arrays["offsets"], int(arrays["n_truncated"][0]))
+def in_threads(call: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """call(item) of each, in order, on all cores; as many items are taken in advance as there are
+    threads, so that memory does not grow with their number."""
+    n_threads = min(MAX_THREADS, len(sched_getaffinity(0)))
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting: deque[Future[U]] = deque()
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > n_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over everything that decides how a text becomes ids."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _write(tokens: Tokens, file: Path) -> None:
-    """Folder 0700, file 0600 under any umask, moved there when whole; a failure leaves nothing."""
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as private:
-            whole = Path(private) / file.name
-            save_file({**tokens._asdict(), "n_truncated": np.array([tokens.n_truncated])}, whole)
-            whole.chmod(0o600)
-            whole.replace(file)
-    except (OSError, SafetensorError) as error:  # the latter when the disk is full
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ConfigError(
-            f"cannot write the token cache in {file.parent}: {reason} (--data.cache_dir)"
-        ) from None

@@ -9,7 +9,7 @@ that cutting it differently changes nothing but speed. Accelerate owns processes
 and nothing else. The same command again goes on where a run was stopped (checkpoint.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
@@ -35,7 +35,8 @@ from checkpoint import (
 )
 from collation import Collate, collator
 from config import parse
-from data import PlannedDataset, batches, build_dataset, read_pairs, tell_skipped
+from data import PlannedDataset, batches, build_dataset, tell_skipped
+from dry_run import dry_run
 from epoch_end import BestSoFar, EpochEnd
 from errors import ConfigError, NumericsError, exits_cleanly
 from fast_t5 import FastEngine, why_not
@@ -62,7 +63,9 @@ from run_folder import (
     run_facts,
     storage_errors,
 )
+from sources import stream_pairs
 from stopping import StopSignals, peer_errors
+from token_store import survey
 from tokens import tokenizer_digest
 from trackers import library, open_sink, refuse_remote
 from tracking import Tracker, print_table, tensorboard_writer
@@ -142,42 +145,43 @@ def train(
 
 
 def rank_batches(
-    dataset: PlannedDataset, steps: list[Step], rank: int, collate: Collate, device: torch.device
+    dataset: PlannedDataset,
+    steps: Iterable[Step],
+    rank: int,
+    collate: Collate,
+    device: torch.device,
 ) -> DataLoader:
     """This rank's micro-batches of the given steps, collated and (for CUDA) pinned."""
-    shards = [micro_batch[rank] for step in steps for micro_batch in step.micro_batches]
+    shards = (micro_batch[rank] for step in steps for micro_batch in step.micro_batches)
     return batches(dataset, shards, collate, pin_memory=device.type == "cuda")
 
 
 def read_data(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
-) -> tuple[PlannedDataset, PlannedDataset, list[str], str]:
-    """(training, validation, validation references, digest of all of it); rank 0 goes first, so
-    that data are tokenised once."""
-    with accelerator.main_process_first():
-        splits = [read_pairs(config.data, name) for name in ("train", "validation")]
-        training, validation = (
-            build_dataset(
-                split,
-                tokenizer,
-                config.data,
-                objective=config.objective,
-                continued=config.continued,
-                seed=config.seed,
-            )
-            for split in splits
+) -> tuple[PlannedDataset, PlannedDataset, str]:
+    """(training, validation, digest of both). Rank 0 looks through the source; then one process
+    tokenises, and all of them map the same files."""
+    streams = {n: partial(stream_pairs, config.data, n) for n in ("train", "validation")}
+    found = on_rank_0(accelerator, lambda: [survey(n, stream) for n, stream in streams.items()])
+    training, validation = (
+        build_dataset(
+            split,
+            streams[split.split],
+            tokenizer,
+            config.data,
+            objective=config.objective,
+            continued=config.continued,
+            seed=config.seed,
+            keep_impressions=split.split == "validation" and config.generate_n > 0,
         )
+        for split in found
+    )
     if accelerator.is_main_process:
         rows = training.statistics() + validation.statistics()
         print_table("Reports read, lengths in tokens", rows[0]._fields, rows)
-        tell_skipped(splits)
-    read = digest(
-        text
-        for split in splits
-        for pair in split.pairs
-        for text in (split.name, pair.id, pair.prompt, pair.impression)
-    )
-    return training, validation, [pair.impression for pair in splits[1].pairs], read
+        for split in found:
+            tell_skipped(split.split, split.n_rows, split.first_skipped, split.n_skipped)
+    return training, validation, digest(text for split in found for text in split[:2])
 
 
 def build_model(config: TrainConfig, device: torch.device) -> T5Model:
@@ -276,6 +280,8 @@ def start_processes(config: TrainConfig) -> Accelerator:
 def main(argv: list[str] | None = None) -> None:
     quieten_libraries()
     config = parse(TrainConfig, argv, description=(__doc__ or "").partition("\n")[0])
+    if config.dry_run:
+        return dry_run(config.data, ["train", "validation"])
     require_extras(config)
     stop = StopSignals()
     with exit_status(Path(config.output_dir)), stop.listening():
@@ -290,7 +296,7 @@ def run(config: TrainConfig, accelerator: Accelerator, stop: StopSignals, held: 
     n_ranks = accelerator.num_processes
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     model = build_model(config, accelerator.device)
-    training, validation, references, data = read_data(config, tokenizer, accelerator)
+    training, validation, data = read_data(config, tokenizer, accelerator)
     digests = {"tokenizer": tokenizer_digest(tokenizer), "data": data, "base": base_digest(model)}
     precision = resolve_precision(config.precision, accelerator.device)
     engine, collate, kind = build_engine(config, model, accelerator.device)
@@ -314,7 +320,7 @@ def run(config: TrainConfig, accelerator: Accelerator, stop: StopSignals, held: 
     )
     best = BestSoFar(config.patience)
     after_epoch = EpochEnd(
-        config, accelerator, tokenizer, model, collate, validation, references, tracker, best
+        config, accelerator, tokenizer, model, collate, validation, tracker, best
     )
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,

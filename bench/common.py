@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 from allocator import keep_freed_memory
 from config import parse
-from corpus.pairs import Split
-from data import DataConfig, ExtractDataset, build_dataset, read_pairs
+from data import DataConfig, ExtractDataset, build_dataset
 from model import LoraSettings, ModelConfig, T5Model, attach_lora, load_base, load_tokenizer
 from plan import padded_cost
 from quiet import quieten_libraries
+from sources import stream_pairs
+from token_store import survey
 
 IntArray = NDArray[np.int64]
 
@@ -56,9 +58,9 @@ def start(kind: type[Config], description: str) -> Config:
 
 def load_data(config: BenchConfig) -> ExtractDataset:
     """The training split in tokens."""
-    split: Split = read_pairs(config.data, "train")
+    stream = partial(stream_pairs, config.data, "train")
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    dataset = build_dataset(split, tokenizer, config.data)
+    dataset = build_dataset(survey("train", stream), stream, tokenizer, config.data)
     assert isinstance(dataset, ExtractDataset)
     return dataset
 

@@ -34,9 +34,9 @@ from bench.fault_runs import bits, steps_kept
 from config import parse
 from corpus.new_base import NewBaseConfig, new_base
 from corpus.synthetic import write_splits
-from data import SourceConfig
 from errors import StorageError
 from quiet import quieten_libraries
+from sources import SourceConfig
 
 COLUMNS = ("fault", "tried", "survived", "median (ms)", "99th percentile (ms)", "in all (s)")
 ADAPTER_BYTES = 294_912 * 4  # T5-small, r=8 on q and v

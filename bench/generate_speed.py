@@ -21,10 +21,10 @@ import torch
 from bench.common import BenchConfig, gemm_gflops, print_json, start
 from bench.timing import now
 from ct2 import Converted
-from data import read_pairs
 from errors import exits_cleanly
 from generate import DTYPES, DecodingConfig, Output, decode_hf, longest_first, stream
 from model import load_base, load_tokenizer
+from sources import read_pairs
 from tokens import Tokens, tokenise
 from tracking import print_table
 

@@ -2,8 +2,9 @@
 
     python -m bench.scaling --data.path DIR --model.path BASE
 
-A step on made-up lengths (random token ids), the plan and the token cache on made-up corpora up to
-`largest_corpus` reports, and the given data on one and two CPU processes. The last line is JSON.
+A step on made-up lengths (random token ids); cache, plan and batches of made-up corpora up to
+`largest_corpus` reports (7 GiB on disk for 10 million, removed afterwards); tokenising; and the
+given data on one and two CPU processes. The last line is JSON.
 """
 
 import json
@@ -12,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
+import bench.corpora as corpora_of
 from bench.common import BenchConfig, print_json, start
-from bench.timing import now, seconds
+from bench.corpora import GIB, Figures
+from bench.timing import seconds
 from collation import Example
 from errors import ConfigError
-from plan import plan_epoch
 from recipe import TrainConfig
 from tracking import print_table
 from train_loop import build_engine, build_model
 
 BATCHES, SOURCES, TARGETS = (4, 8, 16, 32), (32, 64, 128, 256, 512), (16, 32, 64, 128, 256)
+MEMORY = {
+    "write_peak_mib": "writing",
+    "open_peak_mib": "opening",
+    "plan_peak_mib": "planning",
+    "read_own_mib": "reading, maps aside",
+}
 TYPICAL = 16, 64, 16  # batch, source tokens, target tokens
 
 
@@ -38,9 +45,19 @@ class ScalingConfig(BenchConfig):
     """Growth of time per sample."""
 
     largest_corpus: int = 10_000_000
-    """Reports of the largest made-up corpus."""
+    """Reports of the largest made-up corpus; 0 = none."""
+    tokenised_reports: int = 200_000
+    """Reports to tokenise; also a quarter of them, to show that memory does not grow; 0 = none."""
+    step: bool = True
+    """Also measure steps of growing batches and lengths."""
     processes: bool = True
     """Also train on one and on two CPU processes."""
+    folder: str = ""
+    """Where corpora are made and deleted; default: the system's temporary folder."""
+    only: str = ""
+    """Measure only `corpus` or `tokenising`, of `reports`, in this process, and print its JSON."""
+    reports: int = 0
+    """Reports for `only`."""
 
 
 def step_ms(config: ScalingConfig) -> dict[str, dict[int, float]]:
@@ -68,23 +85,63 @@ def step_ms(config: ScalingConfig) -> dict[str, dict[int, float]]:
     }
 
 
-def corpus(n: int, config: ScalingConfig) -> dict[str, float]:
-    """The plan of an epoch of n made-up reports, and the size of their tokens on disk."""
-    draw = np.random.default_rng(config.seed)
-    source = np.clip(draw.lognormal(4.7, 0.5, n), 1, 512).astype(np.int64)
-    target = np.clip(draw.lognormal(3.4, 0.7, n), 1, 256).astype(np.int64)
-    tracemalloc.start()
-    begin = now()
-    steps = plan_epoch(source, target, global_batch_size=config.micro_batch_size)
-    taken, (_, peak) = now() - begin, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert sum(len(step.indices) for step in steps) == n
-    tokens = int(source.sum() + target.sum())
-    return {
-        "plan_s": taken,
-        "plan_bytes_per_report": peak / n,
-        "cache_bytes_per_report": 4 * tokens / n + 16,  # int32 tokens, two int64 offsets
-    }
+def in_own_process(what: str, n: int) -> Figures:
+    """Figures of `bench.corpora` for n reports, from a fresh process with the same flags."""
+    done = subprocess.run(
+        [*sys.orig_argv, f"--only={what}", f"--reports={n}"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ConfigError(f"{what} of {n} reports: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def corpora(config: ScalingConfig) -> dict[str, list[Figures]]:
+    """Tables of growing corpora."""
+    sizes = [s for s in (10_000, 100_000, 1_000_000, 10_000_000) if s <= config.largest_corpus]
+    found = [in_own_process("corpus", n) for n in sizes]
+    rows = [
+        (
+            f"{f['reports']:,}",
+            f"{f['reports'] * f['cache_bytes_per_report'] / GIB:.2f}",
+            *(f"{f[key]:.1f}" for key in ("write_s", "open_s", "plan_s")),
+            f"{f['read_reports_per_s']:,.0f}",
+            *(f"{f[key]:,.0f}" for key in MEMORY),
+        )
+        for f in found
+    ]
+    print_table(
+        "Corpus (made-up ids, 125 + 38 tokens on average), steps of 32; peaks in MiB",
+        (
+            "reports",
+            "GiB on disk",
+            "write s",
+            "open s",
+            "plan s",
+            "reports read/s",
+            *MEMORY.values(),
+        ),
+        rows,
+    )
+    most = config.tokenised_reports
+    tokenised = [in_own_process("tokenising", n) for n in (most // 4, most) if n]
+    keys = ("survey_reports_per_s", "tokenise_reports_per_s", "tokens_per_s")
+    rows = [
+        (f"{f['reports']:,}", *(f"{f[key]:,.0f}" for key in (*keys, "loaded_mib", "peak_mib")))
+        for f in tokenised
+    ]
+    print_table(
+        "Tokenising (the given reports again and again, from a JSONL file)",
+        ("reports", "surveyed/s", "tokenised/s", "tokens/s", "MiB before", "peak MiB"),
+        rows,
+    )
+    return {"corpus": found, "tokenising": tokenised}
+
+
+def only(config: ScalingConfig) -> Figures:
+    """What this process was started for."""
+    with tempfile.TemporaryDirectory(dir=config.folder or None) as folder:
+        measure = {"corpus": corpora_of.corpus, "tokenising": corpora_of.tokenising}[config.only]
+        return measure(config.reports, config, Path(folder))
 
 
 def processes(config: ScalingConfig) -> dict[int, float]:
@@ -119,24 +176,14 @@ def processes(config: ScalingConfig) -> dict[int, float]:
 
 def main() -> None:
     config = start(ScalingConfig, (__doc__ or "").partition("\n")[0])
-    growth = step_ms(config)
+    if config.only:
+        print_json(only(config))
+        return
+    growth = step_ms(config) if config.step else {}
     for name, found in growth.items():
         rows = [(str(size), f"{ms:.2f}") for size, ms in found.items()]
         print_table(f"Step, by {name}", (name, "ms per sample"), rows)
-    sizes = [s for s in (10_000, 100_000, 1_000_000, 10_000_000) if s <= config.largest_corpus]
-    corpora = {n: corpus(n, config) for n in sizes}
-    table = [
-        (
-            f"{n:,}",
-            f"{f['plan_s']:.2f}",
-            f"{f['plan_bytes_per_report']:.0f}",
-            f"{f['cache_bytes_per_report']:.0f}",
-        )
-        for n, f in corpora.items()
-    ]
-    columns = ("reports", "plan s", "plan bytes per report", "cached bytes per report")
-    print_table("Corpus (made-up lengths, mean 125 + 38 tokens)", columns, table)
-    figures: dict[str, Any] = {"step_ms_per_sample": growth, "corpus": corpora}
+    figures: dict[str, Any] = {"step_ms_per_sample": growth, **corpora(config)}
     if config.processes:
         speeds = processes(config)
         rows = [(str(n), f"{speed:,.0f}") for n, speed in speeds.items()]

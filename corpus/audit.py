@@ -33,8 +33,8 @@ from corpus.audit_findings import CHECKS, ROWS, SEVERITIES, Told, bad_rows, judg
 from corpus.audit_page import SYSTEMS, audit_page, check_rows
 from corpus.cleaning import DEFAULT, names_to_remove, reasons, write_clean
 from corpus.licence import mark_of
-from corpus.pairs import SPLITS, Pair, Split, find_split_file, read_split
-from errors import ConfigError, DataError, UserError, exits_cleanly
+from corpus.pairs import SPLITS, Pair, Split, has_split, read_split
+from errors import ConfigError, UserError, exits_cleanly
 from pages import cell, write_page
 from scoring import baselines
 from scoring.rouge_bleu import scores
@@ -56,13 +56,19 @@ class AuditSource:
     """The pairs to look at."""
 
     path: str
-    """Folder with train|validation|test.{jsonl,csv,parquet}, or a hub data set id."""
+    """Folder of train, validation and test in any format of training, or a hub data set id."""
     revision: str | None = None
     """Hub commit or tag of the data set; none = its main branch."""
     source_column: str | None = None
     """Column of the findings; none = prompt, findings or text, whichever is there."""
     target_column: str | None = None
     """Column of the impression; none = impressions, impression or summary."""
+    id_column: str | None = None
+    """Column of the id; none = id, if it is there."""
+    group_column: str | None = None
+    """Column of the group; none = group, if it is there."""
+    patient_column: str | None = None
+    """Column of the patient; none = patient, if it is there."""
     prefix: str = "extract: "
     """Text put before every report in training; counts among its tokens."""
 
@@ -93,11 +99,8 @@ def read_splits(source: AuditSource) -> list[Split]:
     if not source.path:
         raise ConfigError("--data.path is missing: the folder of the pairs, or a hub id")
     names: Sequence[str] = SPLITS
-    folder = Path(source.path).expanduser()
-    if folder.is_dir():
-        names = [name for name in SPLITS if _is_there(folder, name)]
-        if not names:
-            find_split_file(folder, "train")  # says what is missing
+    if Path(source.path).expanduser().is_dir():
+        names = [name for name in SPLITS if has_split(source.path, name)] or SPLITS[:1]
     return [
         read_split(
             source.path,
@@ -105,18 +108,13 @@ def read_splits(source: AuditSource) -> list[Split]:
             revision=source.revision,
             source_column=source.source_column,
             target_column=source.target_column,
+            id_column=source.id_column,
+            group_column=source.group_column,
+            patient_column=source.patient_column,
             on_bad_row="skip",
         )
         for name in names
     ]
-
-
-def _is_there(folder: Path, split: str) -> bool:
-    try:
-        find_split_file(folder, split)
-    except DataError:
-        return False
-    return True
 
 
 def simple_scores(train: Sequence[Pair], tested: Sequence[Pair], split: str) -> dict[str, Any]:

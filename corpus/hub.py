@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from corpus.rows import ARROW_BATCH, PlacedRow, Table, Wanted, arrow_rows
 from errors import DataError
 
 HUB_TIMEOUT_S = 10.0
 
 
-def read_hub(path: str, split: str, revision: str | None) -> list[dict[str, Any]]:
-    """All rows of one split. Raises DataError if the hub or the split cannot be had."""
+def open_hub(path: str, split: str, revision: str | None) -> Any:
+    """One split as a `datasets.Dataset` (memory-mapped). DataError: the hub or the split cannot be
+    had."""
     import datasets
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -27,16 +29,29 @@ def read_hub(path: str, split: str, revision: str | None) -> list[dict[str, Any]
                 with contextlib.suppress(HfHubHTTPError):
                     api = huggingface_hub.HfApi()
                     api.dataset_info(path, revision=revision, timeout=HUB_TIMEOUT_S)
-            table = datasets.load_dataset(path, revision=revision, split=split)
-            # Arrow format: images and other columns that we do not need stay undecoded.
-            batches = table.with_format("arrow").iter(batch_size=1024)
-            return [row for batch in batches for row in batch.to_pylist()]
+            return datasets.load_dataset(path, revision=revision, split=split)
     except Exception as error:  # three foreign libraries raise here, without a common base
         raise DataError(
             f"split {split} of {path}, which is no local folder, cannot be loaded from the hub "
             f"({type(error).__name__}); `make demo` runs offline; `--data.path DIR` (and "
             "`--model.path DIR`) use local copies, HF_HUB_OFFLINE=1 an earlier download"
         ) from None
+
+
+def open_hub_table(path: str, split: str, revision: str | None) -> Table:
+    """One split as a table."""
+    dataset = open_hub(path, split, revision)
+    columns = tuple(dataset.column_names)
+    name = f"{path} {split}"
+
+    def rows(wanted: Wanted) -> Iterator[PlacedRow]:
+        names = [column for column in columns if wanted is None or column in wanted]
+        # Arrow format: images and other columns that we do not need stay undecoded.
+        batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=ARROW_BATCH)
+        for number, row in enumerate(arrow_rows(batches), start=1):
+            yield f"{name} row", number, row
+
+    return Table(name, "hub", columns, rows)
 
 
 @contextlib.contextmanager

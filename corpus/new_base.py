@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 from config import parse
-from data import SourceConfig, read_pairs
 from errors import ConfigError, exits_cleanly
 from model import load_tokenizer
 from quiet import quieten_libraries
+from sources import SourceConfig, read_pairs
 
 N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
 WORD_START = "\u2581"  # SentencePiece's mark of a blank

@@ -1,36 +1,37 @@
 """Report pairs (findings -> impression) of one split, from a folder or a hub data set.
 
-    split = read_split("data/iu_xray", "train")     # train.jsonl, train.csv or train.parquet
-    split = read_split("owner/name", "validation")  # a data set on the hub
+    split = read_split("data/iu_xray", "train")            # the files of corpus.split_files
+    split = read_split("owner/name", "validation")         # a data set on the hub
+    for item in stream_split("data/large", "train"): ...   # Pair | BadRow, in constant memory
 
-A row is bad if it cannot be read or if a cell that we need is not text. Bad rows stop the reading
-("error") or are left out and listed in `Split.skipped` ("skip"); "auto" is "error" for files, which
-their owner can mend, and "skip" for hub sets, which nobody here can. Messages hold no report text:
-of a foreign exception they name only the class, as its text may quote a cell or a host.
+A row is bad if it cannot be read or if a cell that we need is not clean text. Bad rows stop the
+reading ("error") or are left out and listed in `Split.skipped` ("skip"); "auto" is "error" for
+files, which their owner can mend, and "skip" for hub sets, which nobody here can. Messages hold no
+report text: of a foreign exception they name only the class, as its text may quote a cell or a
+host.
 """
 
-import codecs
-import csv
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corpus.hub import read_hub
+from corpus.hub import open_hub_table
+from corpus.rows import BLANK, MAX_LINE_BYTES, PlacedRow, Row, Table
+from corpus.split_files import find_split, open_split
 from errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
-FORMATS = ("jsonl", "csv", "parquet")
 KNOWN_COLUMNS = (("prompt", "impressions"), ("findings", "impression"), ("text", "summary"))
-OPTIONAL_COLUMNS = ("id", "group", "patient")
-MAX_CSV_FIELD = 100_000_000  # characters; Python's default of 131,072 is less than a long report
-BLANK = "the line is blank"
-
-Row = dict[str, Any] | str  # the cells, or the reason why the row cannot be read
-NumberedRow = tuple[int, Row]  # counted from 1: physical line (JSONL, CSV) or row (Parquet, hub)
+MARKS = ("id", "group", "patient")
+MANY = 1000  # names of columns; beyond them nobody looks
+# All control characters but tab, LF, VT, FF, CR and NEL: traces of binary data or of a wrong
+# encoding, and orders to a terminal.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # a text of nothing else, as zero-width spaces, is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,72 +54,126 @@ class BadRow:
 class Split:
     name: str
     pairs: list[Pair]
-    n_rows: int  # len(pairs) + len(skipped)
+    n_rows: int  # good and bad ones; of one source len(pairs) + len(skipped)
     skipped: list[BadRow]
 
 
-def read_split(
+@dataclass(frozen=True)
+class Columns:
+    """The names of a pair's parts; a mark that was asked for by name must be in every row."""
+
+    source: str
+    target: str
+    marks: tuple[str, str, str] = MARKS
+    asked: frozenset[str] = frozenset()
+
+    def names(self) -> tuple[str, ...]:
+        return (self.source, self.target, *self.marks)
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """A split that is found and has its columns, its rows not read yet."""
+
+    split: str
+    path: str
+    table: Table
+    columns: Columns
+    stops: bool  # at bad rows
+
+    def stream(self) -> Iterator[Pair | BadRow]:
+        """Every row once; bad ones are not given but raised, all counted, if they are to stop."""
+        n_good, n_bad, first = 0, 0, None
+        rows = _without_last_blanks(self.table.rows(self.columns.names()))
+        for index, (place, number, row) in enumerate(rows):
+            item = _to_pair(row, self.columns, f"{self.split}-{index}")
+            if isinstance(item, Pair):
+                n_good += 1
+                if not (first and self.stops):
+                    yield item
+                continue
+            bad = BadRow(index, f"{place} {number}" if number else place, item)
+            n_bad, first = n_bad + 1, first or bad
+            if not self.stops:
+                yield bad
+        if first and (self.stops or not n_good):
+            _refuse(first, n_bad, self.path, can_skip=n_good > 0)
+        if not n_good:
+            raise DataError(
+                f"{self.table.name} (in {self.path}): no rows; add some, or point `--data.path` "
+                "elsewhere"
+            )
+
+    def read(self) -> Split:
+        """All rows as lists."""
+        pairs: list[Pair] = []
+        skipped: list[BadRow] = []
+        for item in self.stream():
+            if isinstance(item, Pair):
+                pairs.append(item)
+            else:
+                skipped.append(item)
+        return Split(self.split, pairs, len(pairs) + len(skipped), skipped)
+
+
+def open_pairs(
     path: str,
     split: str,
     *,
     revision: str | None = None,
     source_column: str | None = None,
     target_column: str | None = None,
+    id_column: str | None = None,
+    group_column: str | None = None,
+    patient_column: str | None = None,
     on_bad_row: str = "auto",
-) -> Split:
-    """The clean pairs of one split, in the order of the data.
+) -> PairTable:
+    """Find a split and its columns.
 
-    ConfigError: the call or the path cannot be used. DataError: missing, unreachable, broken or
-    empty data, or a bad row that is not to be skipped.
+    ConfigError: the call or the path cannot be used. DataError: missing, unreachable or broken
+    data, or none of the columns.
     """
+    marks = (id_column, group_column, patient_column)
     _check_call(split, source_column, target_column, on_bad_row)
     folder = os.path.expanduser(path)
     is_local = os.path.isdir(folder)  # asked before Path("") becomes "."
     if is_local:
-        file = find_split_file(Path(folder), split)
-        label, unit = file.name, "row" if file.suffix == ".parquet" else "line"
-        rows = _read_file(file)
+        table = open_split(Path(folder), split)
     else:
         _check_hub_id(path)
-        label, unit = f"{path} {split}", "row"
-        rows = list(enumerate(read_hub(path, split, revision), start=1))
-    while rows and rows[-1][1] == BLANK:
-        rows.pop()
-    columns = _find_columns(rows, source_column, target_column, f"{label} (in {path})")
-    pairs: list[Pair] = []
-    skipped: list[BadRow] = []
-    for index, (number, row) in enumerate(rows):
-        pair = _to_pair(row, columns, f"{split}-{index}")
-        if isinstance(pair, Pair):
-            pairs.append(pair)
-        else:
-            skipped.append(BadRow(index, f"{label} {unit} {number}", pair))
+        table = open_hub_table(path, split, revision)
+    columns = _find_columns(table, source_column, target_column, marks, path)
     stops = on_bad_row == "error" or (on_bad_row == "auto" and is_local)
-    if skipped and (stops or not pairs):
-        _refuse(skipped, path, can_skip=bool(pairs))
-    if not pairs:
-        raise DataError(f"{label} (in {path}): no rows; add some, or point `--data.path` elsewhere")
-    return Split(split, pairs, len(rows), skipped)
+    return PairTable(split, path, table, columns, stops)
 
 
-def _refuse(bad: list[BadRow], path: str, *, can_skip: bool) -> None:
-    first, count = bad[0], f"{len(bad)} bad row{'s' * (len(bad) > 1)} in all"
+def stream_split(path: str, split: str, **options: str | None) -> Iterator[Pair | BadRow]:
+    """The rows of one split in the order of the data, read once in constant memory.
+
+    Options and errors are those of `open_pairs`. A DataError for bad rows that are not to be
+    skipped, or for a split without a good row, comes when all rows have been seen.
+    """
+    return open_pairs(path, split, **options).stream()  # type: ignore[arg-type]
+
+
+def read_split(path: str, split: str, **options: str | None) -> Split:
+    """The clean pairs of one split as a list (options and errors as `stream_split`)."""
+    return open_pairs(path, split, **options).read()  # type: ignore[arg-type]
+
+
+def has_split(path: str, split: str) -> bool:
+    """Whether a local folder holds the split, readable or not; False for a hub id."""
+    try:
+        find_split(Path(os.path.expanduser(path)), split)
+    except DataError:
+        return False
+    return True
+
+
+def _refuse(first: BadRow, n_bad: int, path: str, *, can_skip: bool) -> None:
+    count = f"{n_bad} bad row{'s' * (n_bad > 1)} in all"
     remedy = "leave them out with `--data.on_bad_row skip`" if can_skip else "no row is usable"
     raise DataError(f"{first.where} (in {path}): {first.reason}; {count}: mend them, or {remedy}")
-
-
-def find_split_file(folder: Path, split: str) -> Path:
-    """The one file `split`.{jsonl,csv,parquet} in the folder."""
-    names = [f"{split}.{ending}" for ending in FORMATS]
-    found = [name for name in names if os.path.exists(folder / name)]
-    if len(found) > 1:
-        raise ConfigError(f"{folder}: {' and '.join(found)} are both there; keep one of them")
-    if not found:
-        raise DataError(
-            f"{folder}: none of {', '.join(names)} is there; add one, or point `--data.path` to "
-            "the folder that holds it"
-        )
-    return folder / found[0]
 
 
 def _check_call(split: str, source: str | None, target: str | None, on_bad_row: str) -> None:
@@ -134,7 +189,7 @@ def _check_call(split: str, source: str | None, target: str | None, on_bad_row: 
 
 def _check_hub_id(path: str) -> None:
     """Refuse what is no `owner/name`: a bare word would name a loader of `datasets`, as "csv"."""
-    if os.path.exists(os.path.expanduser(path)):
+    if _is_there(os.path.expanduser(path)):
         raise ConfigError(f"--data.path {path} is not a folder; name the folder that holds it")
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", path, re.ASCII):
         raise ConfigError(
@@ -142,153 +197,98 @@ def _check_hub_id(path: str) -> None:
         )
 
 
-def _read_file(file: Path) -> list[NumberedRow]:
-    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    if not os.path.isfile(file):  # a folder, or a FIFO that would block for ever
-        raise DataError(f"{file} is not a regular file; replace it by one")
+def _is_there(path: str) -> bool:
+    """Also a link that leads nowhere or round in a circle."""
     try:
-        return list(readers[file.suffix](file))
-    except OSError as error:
-        raise DataError(
-            f"{file} cannot be read ({type(error).__name__}); check its permissions and the disk"
-        ) from None
+        return os.path.lexists(path)
+    except ValueError:  # a NUL in the name
+        return False
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Physical lines, ended by LF only; each is decoded alone, so that one bad byte costs one."""
-    with open(file, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+def _without_last_blanks(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+    """Blank lines between rows are bad rows, those at the end of a file nothing."""
+    place, first, n_blank = "", 0, 0
+    for here, number, row in rows:
+        if row == BLANK:
+            place, first, n_blank = here, number - n_blank, n_blank + 1
+            continue
+        yield from ((place, first + i, BLANK) for i in range(n_blank))
+        n_blank = 0
+        yield here, number, row
 
 
-def _jsonl_rows(file: Path) -> Iterator[NumberedRow]:
-    for number, line in _lines(file):
-        yield number, _parse_json(line) if line.strip() else BLANK
-
-
-def _parse_json(line: bytes) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except UnicodeDecodeError:
-        return "the line is not UTF-8"
-    except (ValueError, RecursionError):
-        return "the line is not valid JSON, or has a key twice"
-    return row if isinstance(row, dict) else "the line is not a JSON object"
-
-
-def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(items)
-    if len(row) != len(items):
-        raise ValueError  # which of the two values is meant cannot be known
-    return row
-
-
-def _csv_rows(file: Path) -> Iterator[NumberedRow]:
-    """Strict: a quote that never ends would else swallow the rest of the file into one cell.
-
-    Such damage stops the reading even if bad rows are skipped: where the next row starts is lost.
-    """
-    old_limit = csv.field_size_limit(MAX_CSV_FIELD)  # global in Python: put back in the end
-    reader = csv.reader(_csv_lines(file), strict=True)
-    start = 1
-    try:
-        header = _csv_header(next(reader, []), file)
-        start = reader.line_num + 1
-        for cells in reader:
-            yield start, _csv_row(header, cells)
-            start = reader.line_num + 1
-    except csv.Error:
-        raise DataError(
-            f"{file} line {start}: the CSV record that starts here cannot be parsed (a quote that "
-            "does not end, a lone CR, or a field over 100 MB); mend the file"
-        ) from None
-    finally:
-        csv.field_size_limit(old_limit)
-
-
-def _csv_lines(file: Path) -> Iterator[str]:
-    for number, line in _lines(file):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"{file} line {number}: not UTF-8; save it as UTF-8") from None
-        yield text
-
-
-def _csv_header(cells: list[str], file: Path) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    if not any(header):
-        raise DataError(f"{file} line 1: no header; the first line must name the columns")
-    _refuse_duplicates([name for name in header if name], file)
-    return header
-
-
-def _csv_row(header: list[str], cells: list[str]) -> Row:
-    if not cells:
-        return BLANK
-    if len(cells) != len(header):
-        return f"the row has {len(cells)} fields, the header {len(header)}"
-    return dict(zip(header, cells, strict=True))
-
-
-def _refuse_duplicates(names: list[str], file: Path) -> None:
-    if len(set(names)) != len(names):
-        raise DataError(f"{file}: two columns have the same name; rename one")
-
-
-def _parquet_rows(file: Path) -> Iterator[NumberedRow]:
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            _refuse_duplicates(table.schema_arrow.names, file)
-            yield from _table_rows(table.iter_batches(batch_size=1024))
-    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
-        raise DataError(
-            f"{file} cannot be read as Parquet ({type(error).__name__}); write the file again"
-        ) from None
-
-
-def _table_rows(batches: Iterable[Any]) -> Iterator[NumberedRow]:
-    rows = (row for batch in batches for row in batch.to_pylist())
-    return enumerate(rows, start=1)
+# ---- columns
 
 
 def _find_columns(
-    rows: list[NumberedRow], source: str | None, target: str | None, label: str
-) -> tuple[str, str]:
-    """The first known pair of columns that at least one row has; JSONL rows may differ in keys."""
+    table: Table,
+    source: str | None,
+    target: str | None,
+    marks: tuple[str | None, str | None, str | None],
+    path: str,
+) -> Columns:
+    """The first known pair of columns; of JSONL, whose rows may differ in their keys, those of the
+    first row that has such a pair."""
     wanted = [(source or known[0], target or known[1]) for known in KNOWN_COLUMNS]
-    readable = [row for _, row in rows if isinstance(row, dict)]
-    for pair in wanted:
-        if not readable or any(pair[0] in row and pair[1] in row for row in readable):
-            return pair
-    names = " or ".join(f"{a}/{b}" for a, b in dict.fromkeys(wanted))
-    raise DataError(
-        f"{label}: no columns {names}; found: {_show_names(readable)}; name them with "
+    keys = [table.columns] if table.columns else _keys(table)
+    names: dict[str, None] = {}
+    chosen = wanted[0]
+    for found in keys:
+        chosen = next((pair for pair in wanted if {*pair} <= {*found}), chosen)
+        if {*chosen} <= {*found}:
+            names = {}
+            break
+        if len(names) < MANY:
+            names |= dict.fromkeys(name for name in found if name)
+    if names:
+        raise DataError(_no_columns(f"{table.name} (in {path})", wanted, names))
+    id_name, group, patient = (mark or known for mark, known in zip(marks, MARKS, strict=True))
+    columns = Columns(*chosen, (id_name, group, patient), frozenset(filter(None, marks)))
+    if table.columns and (missing := columns.asked - set(table.columns)):
+        raise DataError(
+            f"{table.name} (in {path}): no column {', '.join(sorted(missing))}; found: "
+            f"{show_names(table.columns)}"
+        )
+    return columns
+
+
+def _keys(table: Table) -> Iterator[Collection[str]]:
+    return (row.keys() for _, _, row in table.rows(None) if isinstance(row, dict))
+
+
+def _no_columns(label: str, wanted: list[tuple[str, str]], names: Collection[str]) -> str:
+    pairs = " or ".join(f"{a}/{b}" for a, b in dict.fromkeys(wanted))
+    return (
+        f"{label}: no columns {pairs}; found: {show_names(names)}; name them with "
         "`--data.source_column` and `--data.target_column`"
     )
 
 
-def _show_names(rows: list[dict[str, Any]]) -> str:
+def show_names(names: Collection[str]) -> str:
     """Column names, unless one is not a plain word: without a header line they are report text."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name))
-    if all(re.fullmatch(r"[A-Za-z_][\w-]{0,39}", name) for name in names):
-        return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return f"{len(names)} names, not shown as they may be report text (is the header missing?)"
+    shown = list(filter(None, names))
+    if all(re.fullmatch(r"[A-Za-z_][\w-]{0,39}", name) for name in shown):
+        return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+    return f"{len(shown)} names, not shown as they may be report text (is the header missing?)"
 
 
-def _to_pair(row: Row, columns: tuple[str, str], default_id: str) -> Pair | str:
+# ---- cells
+
+
+def _to_pair(row: Row, columns: Columns, default_id: str) -> Pair | str:
     """The clean pair, or the reason why the row is bad."""
     if isinstance(row, str):
         return row
-    texts = [row.get(name) for name in columns]
-    marks = [_to_mark(row.get(name)) for name in OPTIONAL_COLUMNS]
-    for name, cell in zip((*columns, *OPTIONAL_COLUMNS), texts + marks, strict=True):
-        problem = _cell_problem(cell, may_be_empty=name in OPTIONAL_COLUMNS)
+    texts: list[Any] = [row.get(columns.source), row.get(columns.target)]
+    marks: list[Any] = [
+        _to_mark(row.get(name)) if name in row or name not in columns.asked else None
+        for name in columns.marks
+    ]
+    for place, (name, cell) in enumerate(zip(columns.names(), texts + marks, strict=True)):
+        problem = _cell_problem(cell, may_be_empty=place > 1)
         if problem:
             return f"`{name}` {problem}"
-    prompt, impression = (cell.strip() for cell in texts if isinstance(cell, str))
+    prompt, impression = (cell.strip() for cell in texts)
     return Pair(marks[0] or default_id, prompt, impression, marks[1], marks[2])
 
 
@@ -306,8 +306,12 @@ def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
         return "is missing"
     if not isinstance(cell, str):
         return f"is not text but {type(cell).__name__}"
-    if not cell.strip() and not may_be_empty:
+    if found := _CONTROLS.search(cell):
+        return f"holds the control character U+{ord(found[0]):04X}"
+    if not may_be_empty and all(unicodedata.category(sign) in _UNSEEN for sign in cell):
         return "is empty"
+    if len(cell) > MAX_LINE_BYTES:
+        return "is longer than 100 MB"
     try:
         cell.encode("utf-8")
     except UnicodeEncodeError:

@@ -110,8 +110,17 @@ def find_sections(report: str) -> list[Section]:
 
 def text_of(report: str, name: str) -> str:
     """The text of all sections of that name, a newline between them; "" if there is none."""
-    parts = [report[s.start : s.end] for s in find_sections(report) if s.name == name]
-    return "\n".join(filter(None, (_PAGE_BREAK.sub("", part).strip() for part in parts)))
+    return texts_of(report).get(name, "")
+
+
+def texts_of(report: str) -> dict[str, str]:
+    """The text of each name in the report that has one, as `text_of` gives it."""
+    parts: dict[str, list[str]] = {}
+    for section in find_sections(report):
+        text = _PAGE_BREAK.sub("", report[section.start : section.end]).strip()
+        if text:
+            parts.setdefault(section.name, []).append(text)
+    return {name: "\n".join(texts) for name, texts in parts.items()}
 
 
 def _as_findings(report: str, section: Section) -> Section:

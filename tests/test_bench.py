@@ -10,10 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config
 
-from bench.common import evenly
+from bench import corpora
+from bench.common import BenchConfig, evenly
 from bench.flops import StepFlops
 from bench.peers import InGivenOrder
+from data import DataConfig
 from fast_t5 import FastEngine
+from model import ModelConfig
 from tests.test_fast_t5 import adapted_t5, packed
 from tests.tiny import Tiny, python
 
@@ -60,9 +63,37 @@ def test_profile_accounts_for_the_whole_step(tiny: Tiny, tmp_path: Path) -> None
 
 
 def test_scaling(tiny: Tiny) -> None:
-    found = last_line(tiny, "scaling", "--processes=false", "--largest_corpus=10000")
+    """Steps only: the corpora are below, each process costs seconds."""
+    found = last_line(
+        tiny, "scaling", "--processes=false", "--largest_corpus=0", "--tokenised_reports=0"
+    )
     assert set(found["step_ms_per_sample"]) == {"batch", "source tokens", "target tokens"}
-    assert found["corpus"]["10000"]["plan_bytes_per_report"] > 0
+    assert found["corpus"] == found["tokenising"] == []
+
+
+def bench_config(tiny: Tiny) -> BenchConfig:
+    data = DataConfig(path=str(tiny.data), cache_dir=str(tiny.cache))
+    return BenchConfig(data=data, model=ModelConfig(path=str(tiny.base)))
+
+
+def test_a_made_up_corpus_is_in_the_files_that_training_reads(tiny: Tiny, tmp_path: Path) -> None:
+    n = corpora.CHUNK + 7
+    config = bench_config(tiny)
+    found = corpora.corpus(n, config, tmp_path)
+    # int32 ids, a name, and int64 offsets of names, impressions, sources and targets
+    assert found["cache_bytes_per_report"] == pytest.approx(4 * (125 + 38) + 10 + 4 * 8, rel=0.05)
+    assert min(found[key] for key in ("read_reports_per_s", "plan_peak_mib", "write_s")) > 0
+    dataset = corpora.store(tmp_path, n, config)
+    assert len(dataset) == n and dataset.ids[n - 1] == f"train-{n - 1}"
+    assert dataset.source_lengths.mean() == pytest.approx(125, rel=0.05)
+    assert dataset.source.ids.min() >= 3 and dataset.source.ids.max() < corpora.VOCABULARY
+
+
+def test_the_given_reports_are_tokenised_again_and_again(tiny: Tiny, tmp_path: Path) -> None:
+    found = corpora.tokenising(1000, bench_config(tiny), tmp_path)
+    rates = ("survey_reports_per_s", "tokenise_reports_per_s", "tokens_per_s")
+    assert found["reports"] == 1000 and min(found[key] for key in rates) > 0
+    assert found["peak_mib"] >= found["loaded_mib"] > 0
 
 
 @pytest.mark.parametrize("gated", [False, True])

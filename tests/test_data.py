@@ -17,14 +17,16 @@ from data import (
     DataConfig,
     DenoiseDataset,
     ExtractDataset,
+    PlannedDataset,
     batches,
     build_dataset,
-    read_pairs,
     sentinel_ids,
     tell_skipped,
 )
 from errors import ConfigError, DataError
+from sources import read_pairs
 from tests.test_tokens import invented, tiny_tokenizer
+from token_store import survey
 
 PAD = 0
 
@@ -41,6 +43,15 @@ def split_of(pairs: list[Pair]) -> Split:
 def invented_split(n: int) -> Split:
     texts = zip(invented(n, seed=1), invented(n, seed=2), strict=True)
     return split_of([Pair(f"r{i}", prompt, mark) for i, (prompt, mark) in enumerate(texts)])
+
+
+def built(
+    split: Split, tokenizer: PreTrainedTokenizerBase, config: DataConfig, **how: Any
+) -> PlannedDataset:
+    """The dataset of pairs in memory."""
+    return build_dataset(
+        survey(split.name, lambda: split.pairs), lambda: split.pairs, tokenizer, config, **how
+    )
 
 
 def example(n_source: int, n_target: int, first: int = 5) -> Example:
@@ -163,9 +174,9 @@ def test_extract_reads_findings_and_labels_the_impression(
 ) -> None:
     split = invented_split(12)
     config = DataConfig(prefix="small: ", max_source_tokens=12, cache_dir=str(tmp_path))
-    data = build_dataset(split, tokenizer, config)
+    data = built(split, tokenizer, config)
     assert isinstance(data, ExtractDataset)
-    assert data.ids == [f"r{i}" for i in range(12)] and len(data) == 12
+    assert list(data.ids) == [f"r{i}" for i in range(12)] and len(data) == 12
     for i, pair in enumerate(split.pairs):
         source, target = data[i]
         whole = tokenizer("small: " + pair.prompt)["input_ids"]
@@ -177,7 +188,7 @@ def test_extract_reads_findings_and_labels_the_impression(
 
 def test_statistics_of_extract(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     config = DataConfig(max_source_tokens=24, max_target_tokens=12, cache_dir=str(tmp_path))
-    data = build_dataset(invented_split(40), tokenizer, config)
+    data = built(invented_split(40), tokenizer, config)
     source, target = data.statistics()
     assert (source.split, source.side, target.side) == ("train", "source", "target")
     assert (source.examples, target.examples) == (40, 40)
@@ -193,7 +204,7 @@ def test_denoise_hides_parts_of_the_whole_report(
     split = invented_split(12)
     split.pairs.append(Pair("long", " ".join(invented(6)), "no acute mass"))
     config = DataConfig(max_source_tokens=48, cache_dir=str(tmp_path))
-    data = build_dataset(split, tokenizer, config, objective="denoise", seed=3)
+    data = built(split, tokenizer, config, objective="denoise", seed=3)
     assert isinstance(data, DenoiseDataset)
     for i, pair in enumerate(split.pairs):
         whole = tokenizer(f"{pair.prompt} impression {pair.impression}")["input_ids"][:-1][:48]
@@ -204,7 +215,7 @@ def test_denoise_hides_parts_of_the_whole_report(
         assert (data.source_lengths[i], data.target_lengths[i]) == (len(source), len(target))
     (row,) = data.statistics()
     assert (row.side, row.examples, row.longest) == ("report", 13, 48)
-    other = build_dataset(split, tokenizer, config, objective="denoise", seed=4)
+    other = built(split, tokenizer, config, objective="denoise", seed=4)
     drawn = [d[12][0].tolist() for d in (data, other, data.for_epoch(1))]
     assert drawn[0] != drawn[1] and drawn[0] != drawn[2]
 
@@ -216,7 +227,7 @@ def test_denoise_refuses_a_report_that_is_too_short(
     split = split_of([Pair("long", "the lung is clear " * 4, "no mass"), Pair("tiny", "l", "m")])
     config = DataConfig(max_source_tokens=32, cache_dir=str(tmp_path))
     with pytest.raises(DataError, match="'tiny' of split train is too short"):
-        build_dataset(split, tokenizer, config, objective="denoise")
+        built(split, tokenizer, config, objective="denoise")
 
 
 def test_sentinel_ids_in_order_of_use(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -246,11 +257,10 @@ def test_sentinels_end_at_the_first_gap(
 
 
 def test_batches_keep_the_given_order(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    data = build_dataset(invented_split(9), tokenizer, DataConfig(cache_dir=str(tmp_path)))
+    data = built(invented_split(9), tokenizer, DataConfig(cache_dir=str(tmp_path)))
     plan = [np.array([8, 0]), np.array([], dtype=np.int64), np.array([3]), np.array([1, 2, 4])]
-    loader = batches(data, plan, padded("cpu"))
-    read = list(loader)
-    assert len(loader) == len(read) == 4
+    read = list(batches(data, plan, padded("cpu")))
+    assert len(read) == 4
     for indices, batch in zip(plan, read, strict=True):
         rows = [row[mask.bool()].tolist() for row, mask in zip(*first_two(batch), strict=True)]
         expected = [data[i][0].tolist() for i in indices.tolist()]
@@ -283,7 +293,10 @@ def test_limits_that_leave_no_room_are_refused() -> None:
 
 def test_skipped_rows_are_told_by_place(capsys: pytest.CaptureFixture[str]) -> None:
     bad = [BadRow(i, f"line {i}", "is empty") for i in range(7)]
-    tell_skipped([split_of([Pair("a", "b", "c")]), Split("validation", [], 9, bad)])
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("validation: 7 of 9 rows skipped (line 0: is empty; line 1")
-    assert line.endswith("line 4: is empty, ...)")
+    tell_skipped("train", 1, [], 0)
+    tell_skipped("validation", 9, bad, 7)
+    tell_skipped("test", 9000, bad[:5], 1234)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("validation: 7 of 9 rows skipped (line 0: is empty; line 1")
+    assert first.endswith("line 4: is empty, ...)")
+    assert last.startswith("test: 1,234 of 9,000 rows skipped (line 0") and last.endswith(", ...)")

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from corpus import new_base as module
 from corpus.new_base import NewBaseConfig, main, new_base
 from corpus.synthetic import write_splits
-from data import SourceConfig
 from errors import ConfigError
 from model import ModelConfig, load_base, load_tokenizer
+from sources import SourceConfig
 from tests.tiny import one_line
 
 SMALL: dict[str, Any] = {

@@ -477,13 +477,13 @@ def test_a_signal_keeps_the_step_and_ends_with_75(
     assert bits(folder) == bits(whole)
 
 
-@pytest.mark.parametrize("where", ["read_pairs", "validation", "generation", "writing"])
+@pytest.mark.parametrize("where", ["reading", "validation", "generation", "writing"])
 def test_a_signal_while_there_is_nothing_to_keep_stops_at_once(
     tiny: Tiny, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     folder = tmp_path / "run"
     module, name = {
-        "read_pairs": (train_loop, "read_pairs"),
+        "reading": (train_loop, "survey"),
         "validation": (epoch_end, "validation_loss"),
         "generation": (epoch_end.EpochEnd, "_generation_scores"),
         "writing": (epoch_end, "write_model_card"),
@@ -498,7 +498,7 @@ def test_a_signal_while_there_is_nothing_to_keep_stops_at_once(
         with pytest.raises(SystemExit) as caught:
             run(tiny, folder, checkpoint_steps=0)
     assert caught.value.code == 75
-    if where == "read_pairs":
+    if where == "reading":
         assert not folder.exists()
     else:
         assert steps_kept(folder) == [4]

@@ -1,20 +1,19 @@
-"""tokens.py with a tokenizer trained here: truncation, the cache, its privacy."""
+"""tokens.py with a tokenizer trained here: truncation, special tokens, order."""
 
-import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 import tokens
 from corpus.new_base import train_tokenizer
-from errors import ConfigError
-from tokens import Tokens, tokenise, tokenise_cached, tokenizer_digest
+from tokens import Tokens, chunks, in_threads, tokenise
 
 WORDS = (
     *("the", "lung", "heart", "is", "clear", "small", "left", "right", "effusion", "no", "acute"),
@@ -35,13 +34,6 @@ def tiny_tokenizer(folder: Path, seed: int = 0) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture
-def no_umask() -> Iterator[None]:
-    before = os.umask(0)
-    yield
-    os.umask(before)
 
 
 def as_lists(stored: Tokens) -> list[list[int]]:
@@ -112,108 +104,47 @@ def test_take_keeps_the_given_order() -> None:
     assert as_lists(stored.take([2, 0, 2])) == [[3, 4, 5], [0], [3, 4, 5]]
 
 
-def test_second_call_reads_the_cache(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = invented(20)
-    call: dict[str, Any] = {"tokenizer": tokenizer, "folder": str(tmp_path), "max_tokens": 9}
-    first = tokenise_cached(texts, **call)
-    monkeypatch.setattr(tokens, "tokenise", lambda *_, **__: pytest.fail("tokenised again"))
-    second = tokenise_cached(texts, **call)
-    assert first.n_truncated == second.n_truncated > 0
-    assert as_lists(second) == as_lists(first)
-    assert second.ids.dtype == np.int32 and second.offsets.dtype == np.int64
+def test_no_texts_are_no_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    stored = tokenise([], tokenizer, max_tokens=9)
+    assert (stored.ids.tolist(), stored.offsets.tolist(), stored.n_truncated) == ([], [0], 0)
 
 
-def test_cached_is_what_was_tokenised(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    texts = invented(20)
-    plain = tokenise(texts, tokenizer, max_tokens=9)
-    cached = tokenise_cached(texts, tokenizer=tokenizer, folder=str(tmp_path), max_tokens=9)
-    assert as_lists(cached) == as_lists(plain) and cached.n_truncated == plain.n_truncated
+def test_limits_stored_with_a_tokenizer_do_not_count(tmp_path: Path) -> None:
+    texts = invented(3)
+    limited = tiny_tokenizer(tmp_path)
+    whole = tokenise(texts, limited, max_tokens=64)
+    limited.backend_tokenizer.enable_truncation(2)
+    limited.backend_tokenizer.enable_padding(length=90)
+    assert as_lists(tokenise(texts, limited, max_tokens=64)) == as_lists(whole)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"texts": ["ab", "d"]},
-        {"texts": ["c", "ab"]},
-        {"texts": ["a", "bc"]},  # the same characters, cut elsewhere
-        {"texts": ["abc"]},
-        {"max_tokens": 10},
-        {"add_eos": False},
-        {"tokenizer": "other"},
-    ],
-)
-def test_any_change_is_another_file(
-    change: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    call: dict[str, Any] = {"texts": ["ab", "c"], "max_tokens": 9, "tokenizer": tokenizer}
-    cache = tmp_path / "cache"
-    for _ in range(2):
-        tokenise_cached(**call, folder=str(cache))
-    assert len(list(cache.iterdir())) == 1
-    if change.get("tokenizer"):
-        change = {"tokenizer": tiny_tokenizer(tmp_path, seed=1)}
-        assert tokenizer_digest(change["tokenizer"]) != tokenizer_digest(tokenizer)
-    tokenise_cached(**{**call, **change}, folder=str(cache))
-    assert len(list(cache.iterdir())) == 2
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_chunks_hold_everything_in_order(n: int, size: int) -> None:
+    found = list(chunks(iter(range(n)), size))
+    assert [i for chunk in found for i in chunk] == list(range(n))
+    assert all(len(chunk) == size for chunk in found[:-1]) and all(found)
 
 
-@pytest.mark.usefixtures("no_umask")
-def test_only_the_owner_reads_the_cache(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "a" / "cache"
-    during: list[int] = []
-    save = tokens.save_file
+def test_threads_keep_the_order_and_do_not_run_ahead() -> None:
+    """The first call ends last: whatever comes out comes out in order."""
+    taken, released = [], threading.Event()
 
-    def spy(arrays: Any, file: Path) -> None:
-        save(arrays, file)
-        during.append(min(file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777))
+    def items() -> Iterator[int]:
+        for i in range(200):
+            taken.append(i)
+            if i:
+                released.set()
+            yield i
 
-    monkeypatch.setattr(tokens, "save_file", spy)
-    tokenise_cached(["lung"], tokenizer=tokenizer, folder=str(folder), max_tokens=9)
-    (file,) = folder.iterdir()
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert file.stat().st_mode & 0o777 == 0o600
-    assert during and not during[0] & 0o077  # nor while it is being written
+    def call(i: int) -> int:
+        assert i or released.wait(60)
+        return -i
 
-
-def test_home_is_expanded(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    tokenise_cached(["lung"], tokenizer=tokenizer, folder="~/cache", max_tokens=9)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for number, result in enumerate(in_threads(call, items())):
+        assert result == -number
+        assert len(taken) <= number + 2 + tokens.MAX_THREADS
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [OSError(28, "No space left on device"), SafetensorError("disk full"), KeyboardInterrupt()],
-)
-def test_a_failed_write_leaves_nothing(
-    failure: BaseException,
-    tokenizer: PreTrainedTokenizerBase,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def write_half(_: Any, file: Path) -> None:
-        Path(file).write_bytes(b"half")
-        raise failure
-
-    monkeypatch.setattr(tokens, "save_file", write_half)
-    expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else ConfigError
-    with pytest.raises(expected) as caught:
-        tokenise_cached(["lung"], tokenizer=tokenizer, folder=str(tmp_path), max_tokens=9)
-    assert list(tmp_path.iterdir()) == []
-    if expected is ConfigError:
-        assert "--data.cache_dir" in str(caught.value) and str(tmp_path) in str(caught.value)
-        assert "lung" not in str(caught.value)
-
-
-def test_a_file_in_the_way_of_the_folder(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    (tmp_path / "cache").write_text("")
-    with pytest.raises(ConfigError, match=r"--data\.cache_dir"):
-        tokenise_cached(["lung"], tokenizer=tokenizer, folder=str(tmp_path / "cache"), max_tokens=9)
+def test_an_error_in_a_thread_is_the_callers() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda i: 1 // i, iter([1, 0, 1])))

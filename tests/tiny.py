@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from corpus.new_base import NewBaseConfig, new_base
 from corpus.synthetic import write_splits
-from data import DataConfig, ExtractDataset, SourceConfig, build_dataset, read_pairs
+from data import DataConfig, ExtractDataset, build_dataset
 from model import LoraSettings, ModelConfig, T5Model, load_base, load_tokenizer
 from recipe import TrainConfig
+from sources import SourceConfig, stream_pairs
+from token_store import survey
 from tracking import Tracker
 from train_loop import build_engine, build_model, train
 
@@ -77,7 +80,8 @@ class Tiny:
     def training_data(self, config: TrainConfig, n: int = N_TRAIN) -> ExtractDataset:
         """The first n training reports."""
         tokenizer = load_tokenizer(config.model.path)
-        whole = build_dataset(read_pairs(config.data, "train"), tokenizer, config.data)
+        stream = partial(stream_pairs, config.data, "train")
+        whole = build_dataset(survey("train", stream), stream, tokenizer, config.data)
         assert isinstance(whole, ExtractDataset)
         first = range(n)
         return replace(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from data import SourceConfig, read_pairs
 from generate import DecodingConfig, Output, generate
 from model import ModelConfig, T5Model, load_base, load_tokenizer
+from sources import SourceConfig, read_pairs
 from tests.tiny import ROOT, make_talkative
 from tokens import Tokens, tokenise
 
