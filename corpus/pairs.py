@@ -31,6 +31,7 @@ MANY = 1000  # names of columns; beyond them nobody looks
 # All control characters but tab, LF, VT, FF, CR and NEL: traces of binary data or of a wrong
 # encoding, and orders to a terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_C0 = bytes(code for code in range(128) if _CONTROLS.match(chr(code)))
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # a text of nothing else, as zero-width spaces, is empty
 
 
@@ -306,14 +307,16 @@ def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
         return "is missing"
     if not isinstance(cell, str):
         return f"is not text but {type(cell).__name__}"
-    if found := _CONTROLS.search(cell):
-        return f"holds the control character U+{ord(found[0]):04X}"
-    if not may_be_empty and all(unicodedata.category(sign) in _UNSEEN for sign in cell):
-        return "is empty"
     if len(cell) > MAX_LINE_BYTES:
         return "is longer than 100 MB"
     try:
-        cell.encode("utf-8")
+        data = cell.encode("utf-8")
     except UnicodeEncodeError:
         return "has half a surrogate pair"
+    # Spares most cells the search, which is slow: C1 signs begin with 0xC2 in UTF-8.
+    is_suspect = b"\xc2" in data or len(data.translate(None, _C0)) < len(data)
+    if is_suspect and (found := _CONTROLS.search(cell)):
+        return f"holds the control character U+{ord(found[0]):04X}"
+    if not may_be_empty and all(unicodedata.category(sign) in _UNSEEN for sign in cell):
+        return "is empty"
     return ""

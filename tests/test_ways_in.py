@@ -451,9 +451,9 @@ def test_a_dry_run_shows_counts_columns_and_reasons_and_writes_nothing(
     mixture = ["--data.mix", json.dumps([str(other)]), "--data.weights=[1,0.5]"]
     out = shown(capfd, train_loop.main, [flags[0], flags[2], *mixture])
     assert [re.sub(r"[\s│]+", " ", row) for row in out.splitlines() if "│" in row] == [
-        f" train {data} csv.gz 4 3 4.0 4 1.0 1 ",
-        f" train {other} tok 1 0 2.0 2 1.0 1 ",
-        f" validation {data} tok 2 0 2.5 4 1.5 2 ",
+        " train train.csv.gz csv.gz 4 3 4.0 4 1.0 1 ",
+        " train train.findings.tok tok 1 0 2.0 2 1.0 1 ",
+        " validation */validate.findings.tok tok 2 0 2.5 4 1.5 2 ",
     ]
     columns = "prompt = findings, impression = impression; not used: mrn, age"
     assert f"train of {data} (weight 1): {columns}\n" in out
