@@ -286,8 +286,9 @@ def _to_pair(row: Row, columns: Columns, default_id: str) -> Pair | str:
         for name in columns.marks
     ]
     for place, (name, cell) in enumerate(zip(columns.names(), texts + marks, strict=True)):
-        problem = _cell_problem(cell, may_be_empty=place > 1)
-        if problem:
+        if place > 1 and cell == "":
+            continue  # a mark that is not there
+        if problem := _cell_problem(cell, may_be_empty=place > 1):
             return f"`{name}` {problem}"
     prompt, impression = (cell.strip() for cell in texts)
     return Pair(marks[0] or default_id, prompt, impression, marks[1], marks[2])
@@ -317,6 +318,10 @@ def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
     is_suspect = b"\xc2" in data or len(data.translate(None, _C0)) < len(data)
     if is_suspect and (found := _CONTROLS.search(cell)):
         return f"holds the control character U+{ord(found[0]):04X}"
-    if not may_be_empty and all(unicodedata.category(sign) in _UNSEEN for sign in cell):
-        return "is empty"
-    return ""
+    return "" if may_be_empty or _is_seen(cell) else "is empty"
+
+
+def _is_seen(cell: str) -> bool:
+    if cell[:1].isalnum():  # as most texts begin
+        return True
+    return any(unicodedata.category(sign) not in _UNSEEN for sign in cell)
