@@ -14,7 +14,7 @@ from corpus.pairs import MARKS, BadRow, PairTable, show_names
 from sources import SourceConfig, open_source
 from tracking import print_table
 
-HEAD = ("split", "source", "format", "rows", "bad")
+HEAD = ("split", "file", "format", "rows", "bad")
 LENGTHS = ("prompt words", "longest", "impression words", "longest")
 
 
@@ -54,7 +54,7 @@ def _look(found: PairTable) -> tuple[list[object], list[str]]:
     n_bad = reasons.total()
     means = [words / (n_rows - n_bad) for words in total]
     lengths = [figure for side in (0, 1) for figure in (means[side], longest[side])]
-    row: list[object] = [found.split, found.path, found.table.format, n_rows, n_bad, *lengths]
+    row: list[object] = [found.split, found.table.name, found.table.format, n_rows, n_bad, *lengths]
     notes = []
     end = "stops the run" if found.stops else "left out"
     for reason, count in reasons.most_common():

@@ -31,6 +31,7 @@ MANY = 1000  # names of columns; beyond them nobody looks
 # All control characters but tab, LF, VT, FF, CR and NEL: traces of binary data or of a wrong
 # encoding, and orders to a terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_C0 = bytes(code for code in range(128) if _CONTROLS.match(chr(code)))
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # a text of nothing else, as zero-width spaces, is empty
 
 
@@ -285,8 +286,9 @@ def _to_pair(row: Row, columns: Columns, default_id: str) -> Pair | str:
         for name in columns.marks
     ]
     for place, (name, cell) in enumerate(zip(columns.names(), texts + marks, strict=True)):
-        problem = _cell_problem(cell, may_be_empty=place > 1)
-        if problem:
+        if place > 1 and cell == "":
+            continue  # a mark that is not there
+        if problem := _cell_problem(cell, may_be_empty=place > 1):
             return f"`{name}` {problem}"
     prompt, impression = (cell.strip() for cell in texts)
     return Pair(marks[0] or default_id, prompt, impression, marks[1], marks[2])
@@ -306,14 +308,20 @@ def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
         return "is missing"
     if not isinstance(cell, str):
         return f"is not text but {type(cell).__name__}"
-    if found := _CONTROLS.search(cell):
-        return f"holds the control character U+{ord(found[0]):04X}"
-    if not may_be_empty and all(unicodedata.category(sign) in _UNSEEN for sign in cell):
-        return "is empty"
     if len(cell) > MAX_LINE_BYTES:
         return "is longer than 100 MB"
     try:
-        cell.encode("utf-8")
+        data = cell.encode("utf-8")
     except UnicodeEncodeError:
         return "has half a surrogate pair"
-    return ""
+    # Spares most cells the search, which is slow: C1 signs begin with 0xC2 in UTF-8.
+    is_suspect = b"\xc2" in data or len(data.translate(None, _C0)) < len(data)
+    if is_suspect and (found := _CONTROLS.search(cell)):
+        return f"holds the control character U+{ord(found[0]):04X}"
+    return "" if may_be_empty or _is_seen(cell) else "is empty"
+
+
+def _is_seen(cell: str) -> bool:
+    if cell[:1].isalnum():  # as most texts begin
+        return True
+    return any(unicodedata.category(sign) not in _UNSEEN for sign in cell)

@@ -149,7 +149,7 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row]]:
 
 def _parse_json(line: bytes) -> Row:
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+        row = _JSON.decode(line.decode("utf-8"))
     except UnicodeDecodeError:
         return NOT_UTF8
     except (ValueError, RecursionError):
@@ -162,6 +162,9 @@ def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) != len(items):
         raise ValueError  # which of the two values is meant cannot be known
     return row
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)  # `json.loads` makes one for every line
 
 
 # ---- CSV, TSV
@@ -268,18 +271,20 @@ def _open_parquet(file: Path) -> Iterator[Any]:
 def arrow_rows(batches: Iterable[Any]) -> Iterator[Row]:
     """The rows of Arrow record batches or tables; a cell that Python cannot hold spoils its row."""
     for batch in batches:
-        columns = [batch.column(i) for i in range(batch.num_columns)]
-        for index in range(batch.num_rows):
-            yield _arrow_row(batch.schema.names, columns, index)
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError):  # not UTF-8, or such as a date beyond Python's years
+            rows = [_arrow_row(batch, index) for index in range(batch.num_rows)]
+        yield from rows
 
 
-def _arrow_row(names: list[str], columns: list[Any], index: int) -> Row:
+def _arrow_row(batch: Any, index: int) -> Row:
     row = {}
-    for name, column in zip(names, columns, strict=True):
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             row[name] = column[index].as_py()
         except UnicodeDecodeError:
             return f"`{name}` is not UTF-8"
-        except (ValueError, OverflowError) as error:  # such as a date beyond Python's years
+        except (ValueError, OverflowError) as error:
             return f"`{name}` cannot be read ({type(error).__name__})"
     return row

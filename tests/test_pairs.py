@@ -253,6 +253,15 @@ def test_bad_json_lines(tmp_path: Path, line: bytes, reason: str, place: int) ->
     check_bad_row(path, place, f"train.jsonl line {place + 1}", reason)
 
 
+def test_blank_lines_in_a_row_are_numbered(tmp_path: Path) -> None:
+    path = put(tmp_path, ONE + b"\n\n \n" + ONE + b"\n\n")
+    split = read_split(path, "train", on_bad_row="skip")
+    assert [(bad.row, bad.where) for bad in split.skipped] == [
+        (row, f"train.jsonl line {row + 1}") for row in (1, 2, 3)
+    ]
+    assert split.n_rows == 5
+
+
 def test_csv_counts_physical_lines(tmp_path: Path) -> None:
     """Records over several lines, CRLF in a cell: the line where the bad record starts is named."""
     data = (

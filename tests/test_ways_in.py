@@ -152,6 +152,14 @@ def test_validation_has_two_names_and_groups_their_folders(tmp_path: Path) -> No
     assert texts(read_split(str(tmp_path), "validation")) == [("x", "y")]
 
 
+def test_groups_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+    names = [f"{letter}{n}" for n in (2, 0, 1) for letter in "hbdzakq"]
+    for name in names:
+        put_tok(tmp_path / name, "a", "b")
+    split = read_split(str(tmp_path), "train")
+    assert [pair.group for pair in split.pairs] == sorted(names)
+
+
 def test_what_the_builder_of_the_published_split_writes_is_read(tmp_path: Path) -> None:
     """Its .tok files and its JSON lines hold the same pairs in the same order."""
     split = PublishedSplit(tmp_path, "plain")
@@ -175,14 +183,17 @@ REPORT = "CLINICAL HISTORY: cough\nFINDINGS: {}\nIMPRESSION:\n{}\n"
 
 
 def test_reports_with_headings(tmp_path: Path) -> None:
-    put(tmp_path / "train" / "b.txt", "\ufeff" + REPORT.format("lungs\r\nclear", "normal"))
+    put(tmp_path / "train" / "b.txt", "\ufeffFINDINGS: lungs\r\nclear\r\nIMPRESSION: normal")
     put(tmp_path / "train" / "a.txt", REPORT.format("heart large", "cardiomegaly"))
     put(tmp_path / "train" / "notes.md", "not a report")
+    put(tmp_path / "train" / "c.txt", REPORT.format("c", "d"))
     split = read_split(str(tmp_path), "train")
     assert split.pairs == [
         Pair("a", "heart large", "cardiomegaly"),
         Pair("b", "lungs\r\nclear", "normal"),
+        Pair("c", "c", "d"),
     ]
+    (tmp_path / "train" / "b.txt").unlink()  # has no history
     history = read_split(str(tmp_path), "train", source_column="history")
     assert history.pairs[0] == Pair("a", "cough", "cardiomegaly")
 
@@ -451,9 +462,9 @@ def test_a_dry_run_shows_counts_columns_and_reasons_and_writes_nothing(
     mixture = ["--data.mix", json.dumps([str(other)]), "--data.weights=[1,0.5]"]
     out = shown(capfd, train_loop.main, [flags[0], flags[2], *mixture])
     assert [re.sub(r"[\s│]+", " ", row) for row in out.splitlines() if "│" in row] == [
-        f" train {data} csv.gz 4 3 4.0 4 1.0 1 ",
-        f" train {other} tok 1 0 2.0 2 1.0 1 ",
-        f" validation {data} tok 2 0 2.5 4 1.5 2 ",
+        " train train.csv.gz csv.gz 4 3 4.0 4 1.0 1 ",
+        " train train.findings.tok tok 1 0 2.0 2 1.0 1 ",
+        " validation */validate.findings.tok tok 2 0 2.5 4 1.5 2 ",
     ]
     columns = "prompt = findings, impression = impression; not used: mrn, age"
     assert f"train of {data} (weight 1): {columns}\n" in out
