@@ -138,7 +138,10 @@ def test_packed_tokens_find_their_places_and_back(
 @given(lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=9))
 def test_grids_of_like_lengths_hold_every_token_once(lengths: list[tuple[int, int]]) -> None:
     draw = np.random.default_rng(0)
-    examples = [tuple(draw.integers(2, 999, n).astype(np.int32) for n in pair) for pair in lengths]
+    examples: list[Example] = [
+        (draw.integers(2, 999, n).astype(np.int32), draw.integers(2, 999, m).astype(np.int32))
+        for n, m in lengths
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("collation.SHORT", 8)
         batch = collate_packed(examples, start_id=0, pad_id=PAD, multiple=16, cut=True)

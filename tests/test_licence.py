@@ -103,7 +103,12 @@ def test_a_missing_tracker_is_told_with_its_pip_line(monkeypatch: pytest.MonkeyP
 def test_trackers_get_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     run = SimpleNamespace(log=told.append, finish=lambda: told.append("end"))
-    wandb = SimpleNamespace(Settings=lambda **kw: kw, init=lambda **kw: told.append(kw) or run)
+
+    def init(**settings: Any) -> SimpleNamespace:
+        told.append(settings)
+        return run
+
+    wandb = SimpleNamespace(Settings=lambda **kw: kw, init=init)
     mlflow = SimpleNamespace(
         set_tracking_uri=told.append,
         start_run=lambda **kw: told.append(kw),
@@ -114,7 +119,7 @@ def test_trackers_get_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in ("wandb", "mlflow"):
-        sink = trackers.open_sink(name, tmp_path)  # type: ignore[arg-type]
+        sink = trackers.open_sink(name, tmp_path)
         assert sink is not None
         sink.log({"step/loss": 1.5}, 3)
         sink.close()
