@@ -96,7 +96,11 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "revision": ("null, or a name on one line", _is_note),
     "peft_version": ("null, or a version", _is_note),
 }
-NOTES = ("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision")
+# Checked, and of no use for a saved adapter.
+NOTES = (
+    *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    "init_lora_weights",
+)
 
 
 def _check_field(file: Path, name: str, value: object, defaults: Mapping[str, object]) -> None:

@@ -23,7 +23,7 @@ import httpx2  # of huggingface_hub: its connection errors have no other base
 import huggingface_hub
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from peft import (
     LoraConfig,
     PeftModel,
@@ -53,11 +53,14 @@ HUB_TIMEOUT_S = 10.0
 LOADING_ERRORS = (
     OSError,
     ValueError,
-    KeyError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
     TypeError,
     RuntimeError,
     ImportError,
     SafetensorError,
+    StrictDataclassError,
 )
 
 Quantization: TypeAlias = Literal["none", "8bit", "4bit"]
@@ -281,7 +284,11 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     with _one_line_errors("adapter", str(folder)):
         model = get_peft_model(base, config).eval()
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
-    weights = adapter_files.read_weights(folder, wanted)
+    try:
+        weights = adapter_files.read_weights(folder, wanted)
+    except ConfigError:
+        model.unload()  # the base as it was
+        raise
     with _one_line_errors("adapter", str(folder)):
         set_peft_model_state_dict(model, weights)
     return model

@@ -7,6 +7,7 @@ only compared, never followed out of the folder. Each refusal is a ConfigError o
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,13 @@ SIZES = {
     **{"vocab_size": 2**24, "d_model": 2**16, "d_kv": 2**14, "d_ff": 2**20, "num_heads": 2**12},
     **{"num_layers": 1000, "num_decoder_layers": 1000, "relative_attention_num_buckets": 2**16},
     "relative_attention_max_distance": 2**24,
+}
+# Where the weights show a size: (tensor, dimension) -> the settings whose product it is.
+SHOWN_BY = {
+    ("shared.weight", 0): ("vocab_size",),
+    ("shared.weight", 1): ("d_model",),
+    ("encoder.block.0.layer.0.SelfAttention.q.weight", 0): ("num_heads", "d_kv"),
+    ("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1): ("d_ff",),
 }
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 
@@ -134,19 +142,44 @@ def check_base(folder: Path) -> None:
     for name in CONFIGS:
         if (folder / name).exists():
             _refuse_code_keys(folder / name, read_json(folder / name))
-    if (folder / "config.json").exists():
-        settings = read_json(folder / "config.json")
-        for name, most in SIZES.items():
-            if name in settings and not is_whole(settings[name], 1, most):
-                if name == "num_decoder_layers" and settings[name] is None:
-                    continue  # as many as num_layers
-                raise ConfigError(
-                    f"{folder / 'config.json'}: {name} must be a whole number from 1 to {most:,}, "
-                    f"not {shown(settings[name])}: fetch the base again"
-                )
+    if not (folder / "config.json").exists():
+        return  # transformers says what is missing
+    file = folder / "config.json"
+    settings = read_json(file)
+    for name, value in settings.items():
+        is_unset = name == "num_decoder_layers" and value is None  # as many as num_layers
+        if name in SIZES and not is_unset and not is_whole(value, 1, SIZES[name]):
+            raise ConfigError(
+                f"{file}: {name} must be a whole number from 1 to {SIZES[name]:,}, not "
+                f"{shown(value)}: fetch the base again"
+            )
+    _compare_sizes(file, settings, _headers(folder))
+
+
+def _headers(folder: Path) -> Json:
+    headers: Json = {}
     for file in weight_files(folder):
-        with file.open("rb") as stream:
-            read_header(stream, file, MAX_TOKENIZER_JSON)
+        try:
+            with file.open("rb") as stream:
+                headers |= read_header(stream, file, MAX_TOKENIZER_JSON)
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    return headers
+
+
+def _compare_sizes(file: Path, settings: Json, headers: Json) -> None:
+    """Before memory is taken for a size that the weights do not have. Raises ConfigError."""
+    for (tensor, dimension), names in SHOWN_BY.items():
+        if tensor not in headers or any(name not in settings for name in names):
+            continue
+        told = math.prod(settings[name] for name in names)
+        entry = headers[tensor]
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if not isinstance(shape, list) or shape[dimension : dimension + 1] != [told]:
+            raise ConfigError(
+                f"{file}: {' x '.join(names)} is {told:,}, but {tensor} has the shape "
+                f"{shown(shape)}: fetch the base again"
+            )
 
 
 def _refuse_code_keys(file: Path, settings: Json) -> None:
