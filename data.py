@@ -23,6 +23,7 @@ from collation import Collate, Example
 from corpus.pairs import Split, read_split
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
+from privacy import for_terminal
 from tokens import Tokens, tokenise_cached
 
 IMPRESSION_MARK = " impression "  # between findings and impression in a whole report
@@ -273,7 +274,8 @@ def tell_skipped(splits: Iterable[Split]) -> None:
     """Name the bad rows left out (places and reasons, never text)."""
     for split in splits:
         if split.skipped:
-            first = "; ".join(f"{bad.where}: {bad.reason}" for bad in split.skipped[:5])
+            told = "; ".join(f"{bad.where}: {bad.reason}" for bad in split.skipped[:5])
+            first = for_terminal(told)
             more = ", ..." if len(split.skipped) > 5 else ""
             print(
                 f"{split.name}: {len(split.skipped)} of {split.n_rows} rows skipped ({first}{more})"
