@@ -106,7 +106,17 @@ ALLOWED: dict[str, set[str]] = {
         *("privacy", "tracking"),
     },
     "eval": {
-        *("allocator", "config", "corpus.pairs", "data", "errors", "generate", "model", "quiet"),
+        *(
+            "adapter_files",
+            "allocator",
+            "config",
+            "corpus.pairs",
+            "data",
+            "errors",
+            "generate",
+            "model",
+            "quiet",
+        ),
         *("recipe", "results", "scoring.baselines", "scoring.comparison", "scoring.faithfulness"),
         *("scoring.guard_rails", "scoring.records", "scoring.rouge_bleu", "tokens"),
     },

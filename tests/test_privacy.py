@@ -2,6 +2,7 @@
 search through everything that was printed and written. What the search finds is tested, too."""
 
 import gzip
+import importlib
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
+import threading
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,12 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import datasets
+import huggingface_hub
 import matplotlib.pyplot  # noqa: F401  (for the forks)
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import transformers
 from safetensors.numpy import save_file
 from torch.utils.tensorboard import SummaryWriter
 
@@ -31,14 +35,15 @@ import checkpoint
 import durable
 import eval as evaluation
 import gradients
+import quiet
 import train_loop
 from bench import fault_runs
-from bench.disk_faults import ended
 from corpus import audit
 from model import load_tokenizer
 from privacy import SHOW_ALL, for_spreadsheet, for_terminal, private_process
 from scoring import faithfulness
 from tests.leaks import FIELDS, KINDS, Canaries, canaries
+from tests.programs import connections, run_program
 from tests.tiny import ROOT, Tiny
 
 N = {"train": 24, "validation": 6, "test": 7}
@@ -96,36 +101,7 @@ class World:
         return [*self.tiny.flags(self.runs / run, **{**same, **changes}), *more]
 
     def run(self, name: str, action: Callable[[], object]) -> None:
-        """In a fork under umask 0, as the interpreter would: output into told/NAME."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            self._become(name)
-            code = 1
-            try:
-                action()
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 1
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        self.codes[name] = ended(child)
-
-    def _become(self, name: str) -> None:
-        told = os.open(self.place / "told" / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for number in (1, 2):
-            os.dup2(told, number)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        os.umask(0)
-        os.environ |= {"HOME": str(self.place / "home"), "TMPDIR": str(self.place / "temp")}
-        tempfile.tempdir = None
-        os.chdir(self.place)
-        fault_runs.forget_processes()
+        self.codes[name] = run_program(action, self.place, name)
 
     def told(self, name: str) -> str:
         return (self.place / "told" / name).read_text()
@@ -344,6 +320,11 @@ def line_of(code: str) -> int:
     return next(number for number, line in enumerate(lines, 1) if code in line)
 
 
+def test_no_host_was_asked_for_anything(world: World) -> None:
+    """All data and models are local; the ranks talk by gloo, which is no Python."""
+    assert connections(world.place) == []
+
+
 def test_temporary_folders_are_left_empty(world: World) -> None:
     assert not list((world.place / "temp").rglob("*.*"))
 
@@ -480,6 +461,23 @@ def test_a_crashing_interpreter_quotes_nothing(search: Canaries, body: str) -> N
 
 def test_all_is_shown_on_request(search: Canaries) -> None:
     assert search.found_in(crash(BODIES["plain"], **{SHOW_ALL: "1"}).stderr.encode())
+
+
+def test_telemetry_of_every_library_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a user's environment says otherwise, and where a library was imported before."""
+    for name in quiet.TELEMETRY_OFF:
+        monkeypatch.setenv(name, "on")
+    importlib.reload(quiet)
+    assert {name: os.environ[name] for name in quiet.TELEMETRY_OFF} == quiet.TELEMETRY_OFF
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    quiet.quieten_libraries()
+    assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
+    assert not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    threads = set(threading.enumerate())
+    huggingface_hub.utils.send_telemetry("topic")
+    assert set(threading.enumerate()) == threads  # or else a queue with a thread of its own
+    assert "telemetry/off" in transformers.utils.hub.http_user_agent()
 
 
 def test_no_core_is_dumped() -> None:
