@@ -23,6 +23,7 @@ from collation import Collate, Example
 from corpus.pairs import BadRow
 from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
 from errors import ConfigError, DataError
+from privacy import for_terminal
 from sources import SourceConfig
 from token_store import SHOWN, PairStream, Side, Survey, tokenised
 from tokens import Tokens
@@ -269,6 +270,6 @@ def batches(
 def tell_skipped(split: str, n_rows: int, skipped: Sequence[BadRow], n_skipped: int) -> None:
     """Name the first bad rows left out (places and reasons, never text)."""
     if n_skipped:
-        first = "; ".join(f"{bad.where}: {bad.reason}" for bad in skipped[:SHOWN])
+        first = for_terminal("; ".join(f"{bad.where}: {bad.reason}" for bad in skipped[:SHOWN]))
         more = ", ..." if n_skipped > SHOWN else ""
         print(f"{split}: {n_skipped:,} of {n_rows:,} rows skipped ({first}{more})")

@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from privacy import for_terminal, private_process
+
 
 class UserError(Exception):
     """Base of all errors that are told to the user in one line, without a traceback."""
@@ -68,7 +70,8 @@ class PreemptedError(UserError):
 
 
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap an entry point: a UserError becomes one line on stderr and its exit code.
+    """Wrap an entry point: a UserError becomes one line on stderr and its exit code, anything else
+    a few lines without its text (privacy.py).
 
     The processes of one machine meet the same errors, so the first of each machine prints.
     """
@@ -76,12 +79,13 @@ def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
-            main(*args, **kwargs)
+            with private_process():
+                main(*args, **kwargs)
         except UserError as error:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 rank = os.environ.get("RANK", "0")
                 who = "" if rank == "0" else f"[rank {rank}] "
-                message = " ".join(str(error).splitlines())  # one line, whatever a path holds
+                message = for_terminal(str(error))  # whatever a path or an id holds
                 print(f"{who}{error.label}: {message}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
 

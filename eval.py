@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from adapter_files import read_settings
 from allocator import keep_freed_memory
 from config import load, parse
 from corpus.pairs import Pair, has_split
@@ -335,6 +336,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(
                 f"{adapter} holds no {name}: give the adapter folder of a run (RUN/adapter)"
             )
+    read_settings(adapter)  # refuses it before hours of decoding
     trained = load(TrainConfig, adapter / "training.toml")
     if config.dry_run:
         return dry_run(as_trained(config.data, trained.data), ["test"])

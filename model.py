@@ -11,7 +11,6 @@ import quiet  # isort: skip  # noqa: F401  (before PEFT)
 
 import copy
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +23,16 @@ import httpx2  # of huggingface_hub: its connection errors have no other base
 import huggingface_hub
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -38,19 +43,24 @@ from transformers import (
     T5Tokenizer,
 )
 
+import adapter_files
+from adapter_files import MAX_ALPHA, MAX_RANK
 from errors import ConfigError
+from model_files import check_base, shown
 
 HUB_TIMEOUT_S = 10.0
-MAX_RANK = 4096  # wider than any layer of the largest T5 needs
 # What the libraries raise for files that are missing, broken, or of another model.
 LOADING_ERRORS = (
     OSError,
     ValueError,
-    KeyError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
     TypeError,
     RuntimeError,
     ImportError,
     SafetensorError,
+    StrictDataclassError,
 )
 
 Quantization: TypeAlias = Literal["none", "8bit", "4bit"]
@@ -91,8 +101,10 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.r <= MAX_RANK or not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.r must be 1 to {MAX_RANK} and lora.dropout in [0, 1)")
-        if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"lora.alpha must be above 0 and finite, not {self.alpha}")
+        if not 0 < self.alpha <= MAX_ALPHA:
+            raise ConfigError(
+                f"lora.alpha must be above 0 and at most {MAX_ALPHA:g}, not {self.alpha}"
+            )
         if not self.target_modules:
             raise ConfigError('lora.target_modules names no layer: give some, such as ["q","v"]')
 
@@ -110,28 +122,57 @@ def load_base(
     not a T5 in safetensors.
     """
     path = os.path.expanduser(config.path)
+    is_local = _look_at(path)
     with _one_line_errors("model", path):
         _reach_hub(path)
-        settings = AutoConfig.from_pretrained(path, revision=config.revision)
+        settings = AutoConfig.from_pretrained(
+            path, revision=config.revision, local_files_only=is_local
+        )
         if settings.model_type != "t5":
             raise ConfigError(f"model {path} is a {settings.model_type}, not a t5")
         own_dropout = settings.dropout_rate
         if config.dropout is not None:
             settings.dropout_rate = config.dropout
-        model = T5ForConditionalGeneration.from_pretrained(
+        model, found = T5ForConditionalGeneration.from_pretrained(
             path,
             config=settings,
             revision=config.revision,
+            local_files_only=is_local,
+            output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=True,
             attn_implementation=attention,
             **_quantized(quantization, device),
         )
+    _check_weights(model, found, path)
     # Read at generation time only; the maximum is always given by the caller.
     model.generation_config.max_length = None
     model.own_dropout = own_dropout  # what `save_model` stores: an override is of one run only
     model.name_or_path = config.path  # what an adapter names as its base: a "~" as it was given
     return model
+
+
+def _look_at(path: str) -> bool:
+    """Whether it is a folder, whose files were checked: then no hub is asked for anything."""
+    if os.path.isdir(path):
+        check_base(Path(path))
+        return True
+    return False
+
+
+def _check_weights(model: PreTrainedModel, found: dict[str, Any], path: str) -> None:
+    """transformers makes up weights that the files lack, passes over those too many, and takes
+    any number for one."""
+    sides = {"missing_keys": "the weights lack", "unexpected_keys": "the config has no place for"}
+    for key, told in sides.items():
+        if found[key]:
+            raise ConfigError(
+                f"config and weights of {path} do not fit: {told} {shown(min(found[key]))} (and "
+                f"{len(found[key]) - 1:,} more): fetch the model again"
+            )
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            raise ConfigError(f"the model {path} is broken: {name} is not finite: fetch it again")
 
 
 def _quantized(quantization: Quantization, device: torch.device | None) -> dict[str, Any]:
@@ -150,9 +191,10 @@ def _quantized(quantization: Quantization, device: torch.device | None) -> dict[
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the base. Raises ConfigError if it is missing or unreadable."""
     path = os.path.expanduser(path)
+    is_local = _look_at(path)
     with _one_line_errors("tokenizer", path):
         _reach_hub(path)
-        tokenizer = T5Tokenizer.from_pretrained(path, revision=revision)
+        tokenizer = T5Tokenizer.from_pretrained(path, revision=revision, local_files_only=is_local)
         # Without files transformers makes up a vocabulary: special tokens and a space.
         if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
             raise FileNotFoundError("neither tokenizer.json nor spiece.model")
@@ -216,7 +258,9 @@ def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> Pef
     return get_peft_model(base, config)
 
 
-def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
+def _check_targets(
+    base: nn.Module, targets: Sequence[str], where: str = "--lora.target_modules"
+) -> None:
     """PEFT passes over a name that fits nothing as long as another one fits."""
     layers = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
     # Not lm_head: it may be tied to the embedding, which merging would change, too.
@@ -225,33 +269,28 @@ def _check_targets(base: nn.Module, targets: Sequence[str]) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
             raise ConfigError(
-                f"no linear layer of the base is named {target!r}; there are {known}: mend "
-                "--lora.target_modules"
+                f"no linear layer of the base is named {target!r}; there are {known}: mend {where}"
             )
 
 
 def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftModel:
-    """The base with a saved adapter on it. Raises ConfigError if there is none, it does not fit, or
-    a weight of it is not finite."""
+    """The base with a saved adapter on it, in evaluation mode; no file of it is opened by PEFT.
+
+    Raises ConfigError that names what is wrong: the field, the tensor, the file.
+    """
     folder = Path(folder).expanduser()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ConfigError(
-                f"{folder} holds no {name}: give the adapter folder of a run (RUN/adapter)"
-            )
+    config = adapter_files.read_settings(folder)
+    _check_targets(base, sorted(config.target_modules), str(folder / adapter_files.CONFIG))
     with _one_line_errors("adapter", str(folder)):
-        model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
-        stored = load_file(folder / "adapter_model.safetensors")
-    # PEFT leaves missing weights as they were made and ignores those too many.
-    unlike = stored.keys() ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-    if unlike:
-        raise ConfigError(
-            f"the adapter {folder} is of another base: {len(unlike)} weights are on one side only, "
-            f"such as {min(unlike)}; give the base it was trained on"
-        )
-    for name, weight in stored.items():
-        if not bool(torch.isfinite(weight).all()):
-            raise ConfigError(f"the adapter {folder} is broken: {name} is not finite; train again")
+        model = get_peft_model(base, config).eval()
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    try:
+        weights = adapter_files.read_weights(folder, wanted)
+    except ConfigError:
+        model.unload()  # the base as it was
+        raise
+    with _one_line_errors("adapter", str(folder)):
+        set_peft_model_state_dict(model, weights)
     return model
 
 

@@ -23,6 +23,7 @@ from corpus.pairs import Pair
 from errors import ConfigError
 from evaluation_page import Case, evaluation_page
 from pages import write_page
+from privacy import for_terminal
 from scoring import faithfulness
 from scoring.comparison import Evaluation
 from scoring.describe import words
@@ -251,5 +252,8 @@ def show_examples(pairs: Sequence[Pair], outputs: Mapping[str, Sequence[str]], n
             ("base", base),
             ("LoRA", lora),
         )
-        body = Text("\n").join(Text.assemble((f"{name:<10}", "bold"), text) for name, text in parts)
-        console.print(Panel(body, title=Text(pair.id), title_align="left"))
+        body = Text("\n").join(
+            Text.assemble((f"{name:<10}", "bold"), "\n".join(map(for_terminal, text.splitlines())))
+            for name, text in parts
+        )
+        console.print(Panel(body, title=Text(for_terminal(pair.id)), title_align="left"))

@@ -24,6 +24,7 @@ import durable
 from config import save
 from durable import Json, Stored
 from errors import CheckpointError, ConfigError, ResumeError, StorageError, UserError
+from privacy import for_terminal
 from recipe import TrainConfig
 
 RESULTS = ("adapter", "model", "evaluation", "curves.png")  # what a run leaves in its folder
@@ -99,7 +100,7 @@ def exit_status(folder: Path) -> Iterator[None]:
         outcome = {}
         raise
     except UserError as error:
-        outcome = {"code": error.exit_code, "reason": " ".join(str(error).splitlines())}
+        outcome = {"code": error.exit_code, "reason": for_terminal(str(error))}
         raise
     finally:
         if outcome and (folder / "config.toml").is_file() and os.environ.get("RANK", "0") == "0":
@@ -153,7 +154,7 @@ def look_into(folder: Path, config: TrainConfig, n_ranks: int, facts: Json) -> F
             "--fresh (removes what this folder holds)"
         )
     for line in told:
-        print(f"warning: damaged checkpoint passed over: {line}")
+        print(f"warning: damaged checkpoint passed over: {for_terminal(line)}")
     if checkpoint:
         compare(checkpoint, config, facts)
         settled = elastic(settled, checkpoint, n_ranks)

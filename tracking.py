@@ -22,6 +22,7 @@ from tqdm import tqdm
 import published
 from durable import Json, flush, write_file
 from errors import ConfigError
+from privacy import for_terminal
 from trackers import Sink
 
 
@@ -43,7 +44,9 @@ def print_table(
 def _cell(value: Any, digits: int = 4) -> str:
     if isinstance(value, float):
         return f"{value:,.{digits}f}"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if value is None else for_terminal(str(value))
 
 
 class Tracker:

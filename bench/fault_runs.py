@@ -19,17 +19,30 @@ from bench.disk_faults import ended, start
 Action = Callable[[], object]
 
 
-def launch(argv: Sequence[str], n_ranks: int = 1, *, before: Action = lambda: None) -> list[int]:
+def launch(
+    argv: Sequence[str],
+    n_ranks: int = 1,
+    *,
+    before: Action = lambda: None,
+    quiet: bool = True,
+) -> list[int]:
     """The processes of a run that has begun; `before()` is called in each of them first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [start(partial(_rank, argv, rank, n_ranks, port, before)) for rank in range(n_ranks)]
+    ranks = [partial(_rank, argv, rank, n_ranks, port, before) for rank in range(n_ranks)]
+    return [start(rank, quiet=quiet) for rank in ranks]
 
 
-def run(argv: Sequence[str], n_ranks: int = 1, *, before: Action = lambda: None) -> list[int]:
+def run(
+    argv: Sequence[str],
+    n_ranks: int = 1,
+    *,
+    before: Action = lambda: None,
+    quiet: bool = True,
+) -> list[int]:
     """Exit codes of the ranks, minus the signal for those that one ended."""
-    return [ended(child) for child in launch(argv, n_ranks, before=before)]
+    return [ended(child) for child in launch(argv, n_ranks, before=before, quiet=quiet)]
 
 
 def run_here(argv: Sequence[str]) -> None:
@@ -37,11 +50,16 @@ def run_here(argv: Sequence[str]) -> None:
     train_loop.main(list(argv))
 
 
-def _rank(argv: Sequence[str], rank: int, n_ranks: int, port: int, before: Action) -> None:
-    torch.set_num_threads(1)
+def forget_processes() -> None:
+    """Accelerate keeps how many there are for the life of a process: a fork is a new one."""
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     GradientState._reset_state()
+
+
+def _rank(argv: Sequence[str], rank: int, n_ranks: int, port: int, before: Action) -> None:
+    torch.set_num_threads(1)
+    forget_processes()
     if n_ranks > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_ranks}
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

@@ -36,6 +36,7 @@ from corpus.licence import mark_of
 from corpus.pairs import SPLITS, Pair, Split, has_split, read_split
 from errors import ConfigError, UserError, exits_cleanly
 from pages import cell, write_page
+from privacy import for_terminal
 from scoring import baselines
 from scoring.rouge_bleu import scores
 
@@ -302,7 +303,7 @@ def show(figures: dict[str, Any], config: AuditConfig) -> None:
     for position, column in enumerate(head):
         table.add_column(column, justify="left" if position < 2 else "right")
     for row in rows:
-        table.add_row(*("" if value is None else cell(value, 2) for value in row))
+        table.add_row(*("" if value is None else for_terminal(cell(value, 2)) for value in row))
     if scored := figures["scores"]:
         for name, found in scored["systems"].items():
             blanks = [""] * 2 * (list(figures["splits"]).index(scored["split"]))

@@ -18,6 +18,7 @@ from corpus.licence import Mark, write_mark
 from corpus.pair_files import new_folder
 from corpus.pairs import Pair, Split
 from errors import ConfigError, DataError
+from privacy import for_spreadsheet
 
 REMOVABLE = (
     *("same_text", "repeated_pair", "shared_input", "shared_patient", "near_shared", "contained"),
@@ -84,12 +85,13 @@ def write_clean(
 
 
 def _removed(split: Split, why: Sequence[str]) -> list[tuple[str, int, str, str]]:
-    """(split, data row from 0, id, reason) of each row that goes, in the order of the data."""
+    """(split, data row from 0, id, reason) of each row that goes, in the order of the data; for
+    people's spreadsheets."""
     bad = {row.row: row.reason for row in split.skipped}
     rows = np.setdiff1d(np.arange(split.n_rows), list(bad)).tolist()
     lines = [(split.name, row, "", reason) for row, reason in bad.items()]
     lines += [
-        (split.name, row, pair.id, reason)
+        (split.name, row, for_spreadsheet(pair.id), reason)
         for row, pair, reason in zip(rows, split.pairs, why, strict=True)
         if reason
     ]

@@ -45,6 +45,7 @@ from corpus.pair_files import (
 )
 from corpus.radsum23 import Mode, Style, pair_of, tables
 from errors import ConfigError, DataError, exits_cleanly
+from privacy import for_spreadsheet
 
 COLUMNS = ("ROW_ID", "SUBJECT_ID", "CATEGORY", "DESCRIPTION", "ISERROR", "TEXT")
 IS_ERROR, NO_PATIENT = "marked as an error (ISERROR)", "no patient (SUBJECT_ID)"
@@ -184,7 +185,8 @@ class Log:
         self.dropped[reason] += 1
         if reason.startswith(MALFORMED) and len(self.malformed) < 10:
             self.malformed.append(row)
-        self._csv.writerow((row, report.id, report.group, reason))
+        cells = (report.id, report.group, reason)
+        self._csv.writerow((row, *map(for_spreadsheet, cells)))
 
     def close(self) -> None:
         self._file.close()

@@ -29,6 +29,11 @@ def run(error: BaseException) -> int:
     return caught.value.code
 
 
+def test_a_message_cannot_drive_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    run(ConfigError("id \x1b]0;title\x07 and \u202ereversed"))
+    assert capsys.readouterr().err == "error: id \\x1b]0;title\\x07 and \\u202ereversed\n"
+
+
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
@@ -87,7 +92,9 @@ def test_an_error_is_told_once_a_machine(
     assert capsys.readouterr().err == told
 
 
-def test_our_own_mistakes_keep_their_traceback() -> None:
+def test_our_own_mistakes_pass_through() -> None:
+    """To the interpreter, which tells them without their text: tests/test_privacy.py."""
+
     @exits_cleanly
     def main() -> None:
         raise ZeroDivisionError
