@@ -252,9 +252,8 @@ def lost(place: Place, n: int, how: str, limit: float) -> Trials:
     for trial in range(n):
         run, victim = place.fresh(), trial % 2
         before = partial(_with_bug, victim, 4) if number is None else lambda: None
-        children = fault_runs.launch(
-            place.argv(run, **HALVES, peer_timeout=limit), 2, before=before
-        )
+        argv = place.argv(run, **HALVES)
+        children = fault_runs.launch([*argv, f"--peer_timeout={limit}"], 2, before=before)
         _wait(run, 3)
         begun = time.monotonic()
         if number is not None:
@@ -280,8 +279,8 @@ def spoiled_gradients(place: Place) -> Trials:
     """Infinity or NaN in the gradient of one of two processes: no bit of weights and optimizer
     state changes on any, and the count of updates, which decides the rate, stays."""
     trials = Trials()
-    for precision in ("fp32", "bf16", "fp16"):
-        for step in range(2, N_STEPS + 1):
+    for precision, every in (("fp32", 1), ("bf16", 3), ("fp16", 3)):
+        for step in range(2, N_STEPS + 1, every):
             run = place.fresh()
             bad = (float("inf"), float("nan"))[step % 2]
             spoil = partial(_with_bad_gradient, {step}, bad, victim=step // 2 % 2)
@@ -325,7 +324,7 @@ def given_up(place: Place) -> Trials:
             at = f"{k} steps in a row, the last one step {2 + k} with examples "
             ids = told["reason"].partition(at)[2].partition(": ")[0].split(", ")
             kept = steps_kept(run)[-1:] == [1 + k]
-            trials.add(codes == [6, 6] and told["code"] == 6 and len(ids) == 16 and kept)
+            trials.add(codes == [6, 6] and told["code"] == 6 and len(ids) in (16, 9) and kept)
     return trials
 
 
