@@ -33,7 +33,7 @@ from config import parse
 TESTS = {
     "plan.py": ["tests/test_plan.py"],
     "durable.py": ["tests/test_checkpoint.py"],
-    "checkpoint.py": ["tests/test_training_state.py", "tests/test_resume.py"],
+    "checkpoint.py": ["tests/test_training_state.py"],
 }
 LIMIT = 60.0  # seconds of one mutant's tests
 
