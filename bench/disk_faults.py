@@ -36,10 +36,11 @@ ERRNOS = {
 @dataclass
 class Fault:
     """What happens at the at-th operation: "kill before|after", "torn PERCENT" (a write of a part,
-    then a kill), or one of ERRNOS."""
+    then a kill), or one of ERRNOS; `for_good`, at every change after it, too."""
 
     at: int
     kind: str
+    for_good: bool = False
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Disk:
     def _call(self, name: str, real: Callable[..., Any], *args: Any) -> Any:
         number = len(self.calls)
         self.calls.append(name)
-        if not self.fault or number != self.fault.at:
+        if not self.fault or not self._is_struck(number, name):
             return real(*args)
         kind = self.fault.kind
         if kind in ERRNOS:
@@ -71,6 +72,11 @@ class Disk:
                 real(*args)
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_struck(self, number: int, name: str) -> bool:
+        assert self.fault
+        later = self.fault.for_good and number > self.fault.at and name in CHANGES
+        return number == self.fault.at or later
 
 
 @contextmanager
