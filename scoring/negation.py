@@ -98,8 +98,8 @@ def _finder(nlp: "Language") -> "Callable[[Doc], Doc]":
             found.append(Span(doc, start, end, label=concept, span_id=kind))
         findings = filter_spans([span for span in found if span.id_ == FINDING])
         others = [span for span in found if span.id_ != FINDING]
-        _cut(doc, findings, [span for span in others if span.id_ == ANATOMY])
-        whole = [s for s in (*findings, *others) if not any(t.is_sent_start for t in s[1:])]
+        begins = _cut(doc, findings, [span for span in others if span.id_ == ANATOMY])
+        whole = [s for s in (*findings, *others) if not any(begins[s.start + 1 : s.end])]
         doc.spans[TERMS] = sorted(whole, key=lambda span: (span.start, -span.end, span.label_))
         return doc
 
@@ -114,8 +114,9 @@ def _pattern(nlp: "Language", term: str) -> list[dict[str, Any]]:
     return [{"LOWER": w} for w in left] + gap + [{"LOWER": w} for w in right]
 
 
-def _cut(doc: "Doc", findings: "list[Span]", organs: "list[Span]") -> None:
-    """Sentence starts: the splitter's items and sentences, and within them the statements."""
+def _cut(doc: "Doc", findings: "list[Span]", organs: "list[Span]") -> list[bool]:
+    """Sentence starts: the splitter's items and sentences, and within them the statements -> for
+    each token, is it one?"""
     begin = set()
     at = 0
     for unit in units(doc.text):
@@ -126,9 +127,13 @@ def _cut(doc: "Doc", findings: "list[Span]", organs: "list[Span]") -> None:
     for row, spans in zip(ends, (findings, organs), strict=True):
         for span in spans:
             row[span.start] = max(row[span.start], span.end)
-    words = [token.lower_ for token in doc]
+    tokens = list(doc)  # every look at a token of a doc makes it anew
+    words = [token.lower_ for token in tokens]
     for i, word in enumerate(words):
         if VERTEBRA.fullmatch(word):
             ends[1][i] = max(ends[1][i], i + 1)
-    for token, starts_here in zip(doc, starts(words, *ends), strict=True):
-        token.is_sent_start = starts_here or token.idx in begin
+    begins = []
+    for token, starts_here in zip(tokens, starts(words, *ends), strict=True):
+        begins.append(starts_here or token.idx in begin)
+        token.is_sent_start = begins[-1]
+    return begins
