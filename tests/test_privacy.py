@@ -39,6 +39,9 @@ import quiet
 import train_loop
 from bench import fault_runs
 from corpus import audit
+from corpus.cleaning import write_clean
+from corpus.mimic_iii import Log, Report
+from corpus.pairs import Pair, Split
 from model import load_tokenizer
 from privacy import SHOW_ALL, for_spreadsheet, for_terminal, private_process
 from scoring import faithfulness
@@ -520,3 +523,15 @@ def test_a_formula_is_no_formula_in_a_spreadsheet(cell: str) -> None:
 @pytest.mark.parametrize("cell", ["-5", "+3.5", "-1e-3", "12", "a=b", "x-1", "", "study-4", "'=1"])
 def test_numbers_and_words_stay(cell: str) -> None:
     assert for_spreadsheet(cell) == cell
+
+
+def test_the_logs_of_removed_reports_hold_no_formula(tmp_path: Path) -> None:
+    pairs = [Pair("=1+1", "a", "b"), Pair("-7", "c", "d"), Pair("kept", "e", "f")]
+    split = Split("train", pairs, 3, [])
+    write_clean(tmp_path / "clean", [split], {"train": ["same_text", "same_text", ""]})
+    lines = (tmp_path / "clean" / "removed.csv").read_text().splitlines()
+    assert lines[1:] == ["train,0,'=1+1,same_text", "train,1,-7,same_text"]
+    log = Log(tmp_path / "dropped.csv")
+    log.drop(1, Report(1, "@id", "patient", "=group", "too short"), "too short")
+    log.close()
+    assert (tmp_path / "dropped.csv").read_text().splitlines()[1] == "1,'@id,'=group,too short"
