@@ -131,7 +131,7 @@ def _read(folder: Path, dtypes: Mapping[str, DTypeLike]) -> Arrays | None:
             return None
         for name, dtype in dtypes.items():
             # A plain view: slices of numpy's own memmap class are slow to make.
-            arrays[name] = np.asarray(np.load(folder / f"{name}.npy", "r", allow_pickle=False))
+            arrays[name] = np.asarray(np.lib.format.open_memmap(folder / f"{name}.npy", mode="r"))
             if arrays[name].dtype != dtype:
                 return None
     except (OSError, ValueError):

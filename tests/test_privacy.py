@@ -40,6 +40,7 @@ import train_loop
 from bench import fault_runs
 from corpus import audit
 from corpus.cleaning import write_clean
+from corpus.licence import mark_of
 from corpus.mimic_iii import Log, Report
 from corpus.pairs import Pair, Split
 from model import load_tokenizer
@@ -528,7 +529,9 @@ def test_numbers_and_words_stay(cell: str) -> None:
 def test_the_logs_of_removed_reports_hold_no_formula(tmp_path: Path) -> None:
     pairs = [Pair("=1+1", "a", "b"), Pair("-7", "c", "d"), Pair("kept", "e", "f")]
     split = Split("train", pairs, 3, [])
-    write_clean(tmp_path / "clean", [split], {"train": ["same_text", "same_text", ""]})
+    write_clean(
+        tmp_path / "clean", [split], {"train": ["same_text", "same_text", ""]}, mark_of("reports")
+    )
     lines = (tmp_path / "clean" / "removed.csv").read_text().splitlines()
     assert lines[1:] == ["train,0,'=1+1,same_text", "train,1,-7,same_text"]
     log = Log(tmp_path / "dropped.csv")
