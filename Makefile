@@ -2,11 +2,13 @@
 # make install    only set up .venv
 # make test       the same .venv with the dev extras: lint, types, fast tests
 # make test-slow  the tests that take minutes
+# make coverage   fails where checkpoint.py, durable.py or plan.py has a branch that no test takes
+# make mutation   small changes of the same files that no test notices (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
 
-.PHONY: install demo test test-slow lint tiny-base clean
+.PHONY: install demo test test-slow coverage mutation lint tiny-base clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +36,15 @@ test: lint
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+coverage: .venv/installed-dev
+	$(BIN)/python -m coverage run --branch --include=checkpoint.py,durable.py,plan.py -m pytest \
+		tests/test_plan.py tests/test_checkpoint.py tests/test_training_state.py \
+		tests/test_resume.py tests/test_run_folder.py
+	$(BIN)/python -m coverage report --show-missing --fail-under=100
+
+mutation: .venv/installed-dev
+	$(BIN)/python -m bench.mutation
 
 # Rebuilds assets/tiny_base from nothing (about 20 minutes on 2 cores).
 tiny-base: .venv/installed
