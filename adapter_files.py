@@ -5,6 +5,8 @@ pass. Here `adapter_config.json` has a closed list of fields, each with its boun
 must be exactly those that the adapter has on its base: names, shapes, kind of number, finite.
 """
 
+import quiet  # isort: skip  # noqa: F401  (before PEFT)
+
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -336,10 +336,10 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(
                 f"{adapter} holds no {name}: give the adapter folder of a run (RUN/adapter)"
             )
-    read_settings(adapter)  # refuses it before hours of decoding
     trained = load(TrainConfig, adapter / "training.toml")
     if config.dry_run:
         return dry_run(as_trained(config.data, trained.data), ["test"])
+    read_settings(adapter)  # refuses it before hours of decoding
     folder = Path(config.output_dir or adapter.parent / "evaluation")
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no")
     if accelerator.device.type == "cpu":

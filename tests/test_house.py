@@ -102,7 +102,7 @@ ALLOWED: dict[str, set[str]] = {
     "dry_run": {"corpus.pairs", "sources", "tracking"},
     "corpus.new_base": {"config", "errors", "model", "quiet", "sources"},
     "model_files": {"errors"},
-    "adapter_files": {"errors", "model_files"},
+    "adapter_files": {"errors", "model_files", "quiet"},
     "model": {"adapter_files", "errors", "model_files", "quiet"},
     "fast_ops": set(),
     "fast_attention": {"fast_ops"},

@@ -295,7 +295,8 @@ def test_text_is_shown_where_it_was_asked_for(world: World, search: Canaries) ->
 
 def test_the_cache_holds_ids_under_names_of_digests(world: World, search: Canaries) -> None:
     leaks = search.found_in_tree(world.cache)
-    assert {leak.spelling for leak in leaks} == {"int32 ids"}
+    texts = {leak.spelling for leak in leaks if not leak.canary.startswith("id.")}
+    assert texts == {"int32 ids"}  # names of reports stand there as they are
     assert not any(leak.place.startswith("name of") for leak in leaks)
 
 

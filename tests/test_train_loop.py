@@ -299,6 +299,7 @@ def test_run_folder(finished: Path, tiny: Tiny) -> None:
         "adapter_model.safetensors",
         "adapter_config.json",
         "README.md",
+        "LICENCE.json",
         "training.toml",
     }
     saved = load(TrainConfig, finished / "adapter" / "training.toml")
