@@ -39,6 +39,7 @@ from results import (
     open_results,
     print_run_comparison,
     print_scores,
+    remove_predictions,
     show_examples,
     write_json,
     write_predictions,
@@ -368,6 +369,8 @@ def main(argv: list[str] | None = None) -> None:
         timing["all_s"] = time.perf_counter() - start
         if config.save_predictions:
             write_predictions(folder, generated.pairs, generated.texts)
+        else:
+            remove_predictions(folder)
         write_results(folder, evaluation, ids, timing)
         print(f"written: {folder / 'scores.json'} and {folder / 'report.html'}")
         if config.show_text:

@@ -35,6 +35,7 @@ LABELS = {"base": "base", "lora": "LoRA"}
 SHOWN_METRICS = (*METRICS, "rougeLsum_split")
 CASES_OF_A_KIND = 5
 PREDICTIONS = "predictions.jsonl"
+PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def open_results(folder: Path) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """All or nothing. Raises ConfigError if it cannot be written."""
-    temporary = file.with_name(f"{file.name}.partial")
+    temporary = file.with_name(f"{file.name}{PARTIAL}")
     with writing(file.parent):
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(temporary, file)
@@ -81,7 +82,7 @@ def write_predictions(
 ) -> None:
     """predictions.jsonl: report text, so only on request and for its owner's eyes alone."""
     file = folder / PREDICTIONS
-    temporary = file.with_name(f"{file.name}.partial")
+    temporary = file.with_name(f"{file.name}{PARTIAL}")
     with writing(folder):
         temporary.unlink(missing_ok=True)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -91,6 +92,14 @@ def write_predictions(
                 row |= {name: texts[name][i] for name in LABELS}
                 lines.write(json.dumps(row) + "\n")
         os.replace(temporary, file)
+
+
+def remove_predictions(folder: Path) -> None:
+    """Those of an evaluation before this one, whole or half-written: they are not of these scores,
+    and no text stays that was not asked for."""
+    with writing(folder):
+        for name in (PREDICTIONS, f"{PREDICTIONS}{PARTIAL}"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_report(

@@ -1,6 +1,7 @@
 """Where else the figures of a run may go: wandb or MLflow, on request.
 
-Only figures and their names are sent, never text, paths or settings. Both packages are the user's
+Only figures, their names and the name of the run folder are sent, never text, paths or settings.
+Both packages are the user's
 to install. For credentialed data a tracker on another machine is refused before anything is read.
 """
 

@@ -171,7 +171,7 @@ class Tracker:
         if self._writer:
             for name, value in known.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, int(known["step"]))
-        if self._sink:
+        if self._sink is not None:
             named = {f"{kind}/{name}": value for name, value in known.items()}
             self._sink.log(named, int(known["step"]))
 
@@ -208,7 +208,7 @@ class Tracker:
         self._bar.close()
         if self._writer:
             self._writer.close()
-        if self._sink:
+        if self._sink is not None:
             self._sink.close()
 
 

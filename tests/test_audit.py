@@ -21,6 +21,7 @@ from corpus.audit import AuditConfig, AuditSource, FindingsError, audit, read_sp
 from corpus.audit_checks import has_placeholder, is_boilerplate, prepare, run_checks
 from corpus.audit_findings import CHECKS, bad_rows, judge
 from corpus.cleaning import REMOVABLE, names_to_remove
+from corpus.licence import Mark, read_mark, write_mark
 from corpus.near_duplicates import near, shingle_hashes, sketches
 from corpus.pairs import SPLITS, BadRow, Pair, Split, read_split
 from corpus.synthetic import generate
@@ -317,6 +318,21 @@ def test_what_is_shared_goes_from_the_earlier_split(tmp_path: Path) -> None:
     assert len(read_split(str(tmp_path / "new"), "test").pairs) == 12
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "new").iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("credentialed", [False, True])
+def test_cleaned_data_bear_the_mark_of_the_data(tmp_path: Path, credentialed: bool) -> None:
+    """And stay what their name said they are, under a name that does not say it."""
+    marked = write(tmp_path / "data", clean_pairs())
+    write_mark(Path(marked), Mark("a hospital", "an agreement", credentialed))
+    named = write(tmp_path / "mimic", clean_pairs())
+    for path in (marked, named):
+        clean = Path(f"{path}-cleaned").with_name(f"clean-{Path(path).name[:2]}")
+        audit(AuditConfig(AuditSource(path), str(tmp_path / "out"), clean=str(clean)))
+        assert (clean / "LICENCE.json").stat().st_mode & 0o777 == 0o600
+    assert read_mark(tmp_path / "clean-da") == read_mark(Path(marked))
+    found = read_mark(tmp_path / "clean-mi")
+    assert found and found.credentialed
 
 
 def test_cleaning_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """eval.py: what is taken from the trained run, what is told early, what is left out."""
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import pytest
 import eval as evaluation
 import results
 import train_loop
+from corpus.pairs import Pair
 from data import DataConfig
 from errors import DataError
 from eval import BaseConfig, EvalData, as_trained, training_pairs
 from model import ModelConfig
-from tests.tiny import Tiny, one_line
+from scoring.describe import words
+from tests.tiny import Tiny, one_line, python
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +168,95 @@ def test_report_text_is_written_on_request_only(evaluated: list[Path]) -> None:
         assert CANARY not in file.read_text()
     assert CANARY in (evaluated[1] / "report.html").read_text()
     assert "REPORT TEXT" in (evaluated[1] / "report.html").read_text()
+
+
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def predicted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
+    """An evaluation with --save_predictions where new files are open to all, and the outputs that
+    it had in memory."""
+    folder, made = tmp_path_factory.mktemp("predicted"), []
+
+    def remembered(*args: Any) -> evaluation.Generated:
+        made.append(generate_both(*args))
+        return made[-1]
+
+    generate_both, umask = evaluation.generate_both, os.umask(0)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "generate_both", remembered)
+            evaluate(run, "--n=9", f"--output_dir={folder}", "--save_predictions")
+    finally:
+        os.umask(umask)
+    (generated,) = made
+    rows = [
+        {"id": pair.id, "source": pair.prompt, "reference": pair.impression}
+        | {name: texts[i] for name, texts in generated.texts.items()}
+        for i, pair in enumerate(generated.pairs)
+    ]
+    return folder, rows
+
+
+def test_predictions_are_written_on_request(predicted: tuple[Path, Rows]) -> None:
+    folder, rows = predicted
+    file = folder / "predictions.jsonl"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert written == rows and len(rows) == 9
+    assert set(rows[0]) == {"id", "source", "reference", "base", "lora"}
+    assert [row["id"] for row in rows] == json.loads((folder / "sample_ids.json").read_text())
+    assert not list(folder.glob("*.partial"))
+
+
+def test_each_system_keeps_its_own_outputs(tmp_path: Path) -> None:
+    pairs = [Pair(f"r{i}", f"findings {i}", f"impression {i}") for i in range(2)]
+    (tmp_path / "predictions.jsonl.partial").write_text("of a killed evaluation")
+    results.write_predictions(tmp_path, pairs, {"lora": ["l0", "l1"], "base": ["b0", "b1"]})
+    written = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    assert [(row["id"], row["base"], row["lora"]) for row in written] == [
+        ("r0", "b0", "l0"),
+        ("r1", "b1", "l1"),
+    ]
+
+
+def test_predictions_of_an_earlier_evaluation_go(run: Path, tmp_path: Path) -> None:
+    for name in ("predictions.jsonl", "predictions.jsonl.partial"):
+        (tmp_path / name).write_text("{}")
+    evaluate(run, f"--output_dir={tmp_path}")
+    assert (tmp_path / "scores.json").is_file()
+    assert not list(tmp_path.glob("predictions*"))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_saved_predictions_are_searched_for_training_text(
+    run: Path, predicted: tuple[Path, Rows], tmp_path: Path, asked: bool
+) -> None:
+    """End to end, with outputs one of which is a training impression that its source lacks."""
+    train = [json.loads(line) for line in (run.parent / "data" / "train.jsonl").open()]
+    (folder, rows), learned = predicted, max((row["urteil"] for row in train), key=len)
+    recited = [{**rows[0], "source": "nothing"} | {"lora": learned}, *rows[1:]]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in recited))
+    columns = ("--data.source_column=befund", "--data.target_column=urteil")
+    flags = [f"--data.path={run.parent / 'data'}", *columns, *["--show_text"] * asked]
+
+    def report(predictions: Path) -> tuple[str, dict[str, Any]]:
+        done = python("-m", "scoring.memorisation", f"--predictions={predictions}", *flags)
+        assert (done.returncode, done.stderr) == (0, "")
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        return done.stdout, json.loads(line)
+
+    out, figures = report(tmp_path)
+    lora = figures["systems"]["lora"]
+    n_words = len(words(learned))
+    assert lora["worst"][0] == [rows[0]["id"], n_words] and lora["max"] == n_words
+    assert lora["copies_of_training_impressions"] == 1
+    assert (figures["n"], figures["training_reports"]) == (9, len(train))
+    first = " ".join(words(learned)[:4])
+    assert (first in out) == ("TRAINING TEXT" in out) == asked
+    if not asked:  # the file as eval.py wrote it
+        assert report(folder)[1]["n"] == 9
 
 
 def test_scores_say_how_they_came_about(evaluated: list[Path]) -> None:

@@ -1,5 +1,8 @@
 """The mark of credentialed data: who bears it, who inherits it, and what it forbids."""
 
+import json
+import re
+import shutil
 import stat
 import sys
 from dataclasses import replace
@@ -15,8 +18,9 @@ from corpus.licence import FILE, MIMIC_III, Mark, inherited, mark_of, read_mark,
 from errors import ConfigError, DataError
 from model_card import write_model_card
 from recipe import TrainConfig
-from tests.tiny import Tiny
-from train_loop import require_extras
+from sources import SourceConfig
+from tests.tiny import Tiny, one_line
+from train_loop import main, require_extras
 
 FREE = Mark("open", "CC0", credentialed=False)
 
@@ -210,9 +214,85 @@ def test_a_link_is_not_followed(tmp_path: Path, hub: Hub) -> None:
     assert not hub.sent
 
 
-def test_a_run_marks_its_adapter(tiny: Tiny, tmp_path: Path) -> None:
-    from train_loop import main
+@pytest.fixture
+def marked(tiny: Tiny, tmp_path: Path) -> Path:
+    """The tiny data under the mark of MIMIC-III."""
+    folder = Path(shutil.copytree(tiny.data, tmp_path / "marked"))
+    write_mark(folder, MIMIC_III)
+    return folder
 
+
+@pytest.mark.parametrize("places", [("marked", "free"), ("free", "marked"), ("free", "free")])
+def test_a_mixture_is_credentialed_if_one_source_is(tmp_path: Path, places: Any) -> None:
+    for name, mark in (("marked", MIMIC_III), ("free", FREE)):
+        (tmp_path / name).mkdir()
+        write_mark(tmp_path / name, mark)
+    first, *others = (str(tmp_path / name) for name in places)
+    expected = MIMIC_III if "marked" in places else FREE
+    assert SourceConfig(path=first, mix=tuple(others)).mark() == expected
+    config = SourceConfig(path=first, mix=tuple(others), credentialed="no")
+    assert not config.mark().credentialed
+
+
+def test_the_hub_ids_of_a_mixture_are_looked_at_too(tmp_path: Path) -> None:
+    mark = SourceConfig(path=str(tmp_path), mix=("someone/openi", "a/mimic-cxr@v1")).mark()
+    assert mark.credentialed and "mimic-cxr" in mark.source
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_tracker_is_refused_before_anything_is_read_or_written(
+    tiny: Tiny,
+    tmp_path: Path,
+    mixed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The folders hold their mark only: reading would be another error."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name, mark in (("marked", MIMIC_III), ("free", FREE)):
+        (tmp_path / name).mkdir()
+        write_mark(tmp_path / name, mark)
+    path, mix = tmp_path / "marked", "[]"
+    if mixed:
+        path, mix = tmp_path / "free", json.dumps([str(tmp_path / "marked")])
+    before = sorted(tmp_path.rglob("*"))
+    places = {"data__path": path, "data__mix": mix, "data__cache_dir": tmp_path / "cache"}
+    with pytest.raises(SystemExit) as stop:
+        main(tiny.flags(tmp_path / "run", track_with="wandb", **places))
+    assert stop.value.code == 2
+    message = one_line(capfd.readouterr().err)
+    assert "--track_with wandb" in message and "--allow_remote" in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_tells_a_tracker_figures_only(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[dict[str, Any], int]] = []
+    sink = SimpleNamespace(
+        log=lambda figures, step: told.append((dict(figures), step)), close=lambda: None
+    )
+    monkeypatch.setattr("train_loop.library", lambda name: None)
+    monkeypatch.setattr("train_loop.open_sink", lambda name, folder, enabled: sink)
+    extras = {"track_with": "wandb", "generate_n": 4}
+    main(tiny.flags(tmp_path / "run", max_steps=2, **extras))
+    assert [step for _, step in told] == [1, 2, 2]
+    assert "epoch/validation_loss" in told[-1][0] and "epoch/rouge1" in told[-1][0]
+    for figures, _ in told:
+        assert all(re.fullmatch(r"(step|epoch)/\w+", name) for name in figures)
+        assert all(type(value) in (int, float) for value in figures.values())
+
+
+def test_an_adapter_bears_the_mark_of_its_data(tiny: Tiny, marked: Path, tmp_path: Path) -> None:
+    main(tiny.flags(tmp_path / "run", max_steps=1, data__path=marked))
+    adapter = tmp_path / "run" / "adapter"
+    assert read_mark(adapter) == MIMIC_III
+    assert stat.S_IMODE((adapter / FILE).stat().st_mode) == 0o600
+    with pytest.raises(ConfigError, match="--allow_credentialed"):
+        push.check_mark(adapter, read_mark(adapter), push.PushConfig(str(adapter), "me/it"))
+
+
+def test_a_run_marks_its_adapter(tiny: Tiny, tmp_path: Path) -> None:
     main(tiny.flags(tmp_path / "run", max_steps=1, data__credentialed="yes"))
     mark = read_mark(tmp_path / "run" / "adapter")
     assert mark and mark.credentialed

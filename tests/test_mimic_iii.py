@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -556,6 +557,21 @@ def test_the_folder_is_private_and_never_overwritten(table: list[Row], tmp_path:
         prepare(config)
     assert Result(tmp_path / "out", {}).bytes() == before
     assert not any(".partial" in name for name in before)
+
+
+@pytest.mark.parametrize("mode", ["radsum23", "corrected"])
+def test_the_data_bear_the_mark_of_credentialed_data(
+    mode: Mode, table: list[Row], tmp_path: Path
+) -> None:
+    before = os.umask(0)
+    try:
+        folder = run(tmp_path, table, mode).folder
+    finally:
+        os.umask(before)
+    mark = json.loads((folder / "LICENCE.json").read_text())
+    assert mark["credentialed"] is True
+    assert "MIMIC-III" in mark["source"] and "PhysioNet" in mark["licence"]
+    assert (folder / "LICENCE.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_command(table: list[Row], tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """tracking.py: what lands in metrics.jsonl, the loss of an epoch, tables and curves."""
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,57 @@ def test_tensorboard_gets_every_known_figure(
     told.close()
     assert [c for c in calls if c[0] == "step/loss"] == [("step/loss", 3.0, 2)]
     assert ("epoch/validation_loss", 1.5, 2) in calls and calls[-1][0] == "closed"
+
+
+class Remembered(list[tuple[dict[str, float], int]]):
+    """A sink that keeps what it is told."""
+
+    closed = False
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        self.append((dict(figures), step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_sink_gets_every_known_figure_and_nothing_else(tmp_path: Path) -> None:
+    sink = Remembered()
+    told = tracker(tmp_path, n_steps=2, sink=sink)
+    step(told, NAN, 4, finite=False)
+    step(told, 12.0, 4)
+    told.end_epoch(1, {"validation_loss": 1.5, "rouge1": NAN})
+    assert not sink.closed
+    told.close()
+    assert sink.closed
+    assert [at for _, at in sink] == [1, 2, 2]
+    first, second, epoch = (figures for figures, _ in sink)
+    assert set(second) - set(first) == {"step/loss"}  # a window without a loss
+    assert second["step/loss"] == 3.0 and second["step/grad_norm"] == 2.0
+    assert (epoch["epoch/validation_loss"], epoch["epoch/training_loss"]) == (1.5, 3.0)
+    assert "epoch/rouge1" not in epoch
+    assert all(math.isfinite(value) for figures, _ in sink for value in figures.values())
+
+
+def test_other_ranks_leave_the_sink_alone(tmp_path: Path) -> None:
+    sink = Remembered()
+    told = tracker(tmp_path, n_steps=1, enabled=False, sink=sink)
+    step(told, 12.0, 4)
+    told.end_epoch(1, {"validation_loss": 1.5})
+    told.close()
+    assert not sink and not sink.closed
+
+
+def test_no_text_can_pass_for_a_figure(tmp_path: Path) -> None:
+    sink = Remembered()
+    told = tracker(tmp_path, n_steps=1, sink=sink)
+    text: Any = "the heart is large"
+    with pytest.raises((TypeError, ValueError)):
+        step(told, 12.0, 4, lr=text)
+    with pytest.raises(TypeError):
+        told.end_epoch(1, {"validation_loss": text})
+    told.close()
+    assert "heart" not in str(sink) + (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_a_pipe_cuts_no_figure(
