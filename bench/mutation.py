@@ -73,10 +73,10 @@ def mutants(target: str) -> list[tuple[str, str]]:
     found = []
     for mutation in mutations:
         if mutation.contained_by_top_level_function:
-            changed = module.deep_replace(mutation.original_node, mutation.mutated_node).code
-            diff = unified_diff(code.splitlines(), changed.splitlines(), n=0, lineterm="")
+            node: Any = module.deep_replace(mutation.original_node, mutation.mutated_node)
+            diff = unified_diff(code.splitlines(), node.code.splitlines(), n=0, lineterm="")
             told = [line.replace("  ", "") for line in diff if line[:2] not in ("--", "++", "@@")]
-            found.append((changed, " ".join(told)))
+            found.append((node.code, " ".join(told)))
     return found
 
 
