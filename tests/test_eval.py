@@ -175,21 +175,17 @@ Rows = list[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def predicted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
-    """An evaluation with --save_predictions where new files are open to all, and the outputs that
-    it had in memory."""
+    """An evaluation with --save_predictions, and the outputs that it had in memory."""
     folder, made = tmp_path_factory.mktemp("predicted"), []
 
     def remembered(*args: Any) -> evaluation.Generated:
         made.append(generate_both(*args))
         return made[-1]
 
-    generate_both, umask = evaluation.generate_both, os.umask(0)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluation, "generate_both", remembered)
-            evaluate(run, "--n=9", f"--output_dir={folder}", "--save_predictions")
-    finally:
-        os.umask(umask)
+    generate_both = evaluation.generate_both
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "generate_both", remembered)
+        evaluate(run, "--n=9", f"--output_dir={folder}", "--save_predictions")
     (generated,) = made
     rows = [
         {"id": pair.id, "source": pair.prompt, "reference": pair.impression}
@@ -210,10 +206,15 @@ def test_predictions_are_written_on_request(predicted: tuple[Path, Rows]) -> Non
     assert not list(folder.glob("*.partial"))
 
 
-def test_each_system_keeps_its_own_outputs(tmp_path: Path) -> None:
+def test_each_system_keeps_its_own_outputs_in_a_private_file(tmp_path: Path) -> None:
     pairs = [Pair(f"r{i}", f"findings {i}", f"impression {i}") for i in range(2)]
     (tmp_path / "predictions.jsonl.partial").write_text("of a killed evaluation")
-    results.write_predictions(tmp_path, pairs, {"lora": ["l0", "l1"], "base": ["b0", "b1"]})
+    umask = os.umask(0)  # eval.py sets a stricter one; here the file must be private by itself
+    try:
+        results.write_predictions(tmp_path, pairs, {"lora": ["l0", "l1"], "base": ["b0", "b1"]})
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "predictions.jsonl").stat().st_mode) == 0o600
     written = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
     assert [(row["id"], row["base"], row["lora"]) for row in written] == [
         ("r0", "b0", "l0"),
