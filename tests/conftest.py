@@ -1,11 +1,25 @@
 """One tiny base, tokenizer and data folder for the whole session."""
 
+import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+# Many tests fork, and a fork has none of its parent's OpenMP threads, but waits for them.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.tiny import Tiny
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What a benchmark's test sets is not left to the forks of later ones."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
