@@ -291,7 +291,7 @@ def evaluate(
         check: {name: found[check] for name, found in by_system.items()}
         for check in faithfulness.CHECKS
     }
-    names = [f.name for f in fields(DecodingConfig) if f.name not in ("batch_size", "cache_tokens")]
+    names = [f.name for f in fields(DecodingConfig) if f.name not in ("batch_size", "cache_mib")]
     search = "greedy" if config.num_beams == 1 else "beams"
     figures["decoding"] = {"search": search} | {name: getattr(config, name) for name in names}
     figures["provenance"] = generated.provenance

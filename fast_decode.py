@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
@@ -31,10 +30,12 @@ from collation import GRID_MULTIPLE, TOKEN_MULTIPLE, collate_packed
 from fast_attention import Grid, pad
 from fast_ops import Dropout, add_norm
 from fast_t5 import Block, Stack, Step, linears
+from frozen import Frozen
 from numerics import cpu_multiplies_bf16
 from vocabulary import Vocabulary
 
-SEGMENT = 64  # places whose cross-attention is one product, padded to the longest of them
+# Places whose cross-attention is one product, padded to the longest of them: fewest, most.
+SEGMENT = 8, 64
 NARROWER = 0.75  # of the width: only then it pays to copy what is kept
 ENCODED_TOGETHER = 64  # reports; more would only take memory
 
@@ -72,18 +73,26 @@ class Decoder:
             weight = base.lm_head.weight.detach().to(dtype)
             screened = self.device.type == "cpu" and cpu_multiplies_bf16()
             self.vocabulary = Vocabulary(weight, screened=screened)
-            self.cross_kv = torch.cat([block.cross_kv.weight for block in self.decoder.blocks])
-        for block in self.decoder.blocks:
-            del block.cross_kv  # read through self.cross_kv alone
+            cross_kv = torch.cat([block.cross_kv.weight for block in self.decoder.blocks])
+            self.cross_kv = Frozen(cross_kv)
+            for block in self.decoder.blocks:
+                del block.cross_kv  # read through self.cross_kv alone
+            for block in (*self.encoder.blocks, *self.decoder.blocks):
+                block.freeze()
         self.n_layers, self.n_heads = len(self.decoder.blocks), base.config.num_heads
         self.head_width = base.config.d_kv
         self.scale = base.config.d_model**-0.5 if base.config.scale_decoder_outputs else 1.0
         off = Dropout(0.0, dtype, self.device)
         self._step = Step(off, off, [])
 
+    @property
+    def token_bytes(self) -> int:
+        """Of the keys and values of all layers, as bytes for one token."""
+        return 2 * self.n_layers * self.n_heads * self.head_width * self.dtype.itemsize
+
     def memory(self, sources: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
         """(n,) sources -> cross-attention keys and values (2 L, n, H, S, K), padding (n, S) in
-        fp32: 0 or -inf. S is the same grid that `source_width` names."""
+        fp32: 0 or -inf. S may be more than `source_width`: columns of padding."""
         multiple = TOKEN_MULTIPLE[self.device.type]
         batch = collate_packed(
             [(source, source[:1]) for source in sources],
@@ -99,13 +108,26 @@ class Decoder:
         padding = torch.zeros(keys.shape, device=self.device).masked_fill_(~keys, float("-inf"))
         bias = self.encoder.position_bias(grid.shape[1]) + padding.to(self.dtype)[:, None, None, :]
         states = self.encoder(self._step, self.embedding[ids], [grid], [bias.flatten(0, 1)])
-        padded = pad(F.linear(states, self.cross_kv), grid, 2 * self.n_layers)
+        padded = pad(self.cross_kv(states), grid, 2 * self.n_layers)
         return padded.unflatten(1, (len(sources), self.n_heads)), padding
 
 
 def source_width(longest: int) -> int:
-    """Places of the padded grid for sources of at most `longest` tokens."""
-    return -(-longest // GRID_MULTIPLE) * GRID_MULTIPLE + GRID_MULTIPLE
+    """Columns that are kept for sources of at most `longest` tokens."""
+    return -(-longest // GRID_MULTIPLE) * GRID_MULTIPLE
+
+
+def _segments(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(places, columns) of each: places with falling lengths are cut where padding grows."""
+    fewest, most = SEGMENT
+    segments: list[tuple[int, int]] = []
+    for width in map(source_width, lengths):
+        n, widest = segments[-1] if segments else (most, 0)
+        if n == most or (n >= fewest and width <= NARROWER * widest):
+            segments.append((1, width))
+        else:
+            segments[-1] = n + 1, widest
+    return segments
 
 
 @dataclass
@@ -144,11 +166,9 @@ class Cache:
         layers, heads, size = decoder.n_layers, decoder.n_heads, decoder.head_width
         here: dict[str, Any] = {"dtype": decoder.dtype, "device": decoder.device}
         self.segments = []
-        for start in range(0, len(lengths), SEGMENT):
-            part = lengths[start : start + SEGMENT]
-            longest = source_width(max(part))
-            kv = torch.empty(2 * layers, len(part), heads, longest, size, **here)
-            padding = torch.full((len(part), longest), float("-inf"), device=decoder.device)
+        for n, longest in _segments(lengths):
+            kv = torch.empty(2 * layers, n, heads, longest, size, **here)
+            padding = torch.full((n, longest), float("-inf"), device=decoder.device)
             self.segments.append(Segment(kv, padding))
         # Every column that is read was written, for all rows; the untouched rest costs no memory.
         self.own = torch.empty(2 * layers, len(lengths) * width, heads, columns, size, **here)

@@ -28,6 +28,7 @@ from transformers import T5ForConditionalGeneration
 
 from fast_attention import Grid, attention
 from fast_ops import Dropout, Norm, add_norm, grouped_linear, summed_cross_entropy
+from frozen import Frozen
 
 
 def why_not(model: nn.Module) -> str | None:
@@ -257,6 +258,8 @@ class Group:
     Without `pairs` the adapter is merged (in fp32, then cast) into a copy of the weights.
     """
 
+    frozen: Frozen | None = None
+
     def __init__(self, layers: Sequence[Any], dtype: torch.dtype, pairs: Pairs | None) -> None:
         if pairs is None:
             self.weight = torch.cat([_merged_weight(layer) for layer in layers]).to(dtype)
@@ -272,10 +275,17 @@ class Group:
 
     def __call__(self, step: Step, x: Tensor) -> Tensor:
         """(N, D) -> (N, outputs of all layers side by side)."""
+        if self.frozen is not None:
+            return self.frozen(x)
         if self.number is None:
             return F.linear(x, self.weight)
         mask = step.drop_lora.mask(len(self.adapted), *x.shape)
         return grouped_linear(x, self.weight, *step.pairs[self.number], self.adapted, mask)
+
+    def freeze(self) -> None:
+        """From now on only multiply by the matrix, without gradients."""
+        self.frozen = Frozen(self.weight)
+        del self.weight
 
 
 def _merged_weight(layer: Any) -> Tensor:
@@ -331,6 +341,12 @@ class Block:
             update = self.cross_o(step, found)
         x, normed = add_norm(x, update, self.norms[-1], step.drop)
         return x, self.wo(step, step.drop(self.activated(self.wi(step, normed))))
+
+    def freeze(self) -> None:
+        """No gradients from now on."""
+        for group in vars(self).values():
+            if isinstance(group, Group):
+                group.freeze()
 
     def activated(self, h: Tensor) -> Tensor:
         """The feed-forward's first half (N, F or 2 F) -> (N, F)."""

@@ -44,15 +44,15 @@ class DecodingConfig(SearchConfig):
     """fp32 = the exact outputs; bf16, fp16 (and int8 with ctranslate2) are faster and differ in a
     few."""
     batch_size: int = 0
-    """Reports decoded together by one process; 0 = what fits into cache_tokens, at most 256."""
-    cache_tokens: int = 40_000
-    """Tokens whose keys and values are kept at a time (engine torch, batch_size 0): 24 KiB each for
-    T5-small in fp32, half of that in bf16."""
+    """Reports decoded together by one process; 0 = what fits into cache_mib, at most 256."""
+    cache_mib: int = 1024
+    """Memory for the keys and values of the reports in flight, in MiB (engine torch, batch_size 0).
+    A token takes 24 KiB in T5-small's fp32, half of that in bf16."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 0 or self.cache_tokens < 1:
-            raise ConfigError("batch_size must be 0 or more, cache_tokens at least 1")
+        if self.batch_size < 0 or self.cache_mib < 1:
+            raise ConfigError("batch_size must be 0 or more, cache_mib at least 1")
         if self.precision == "int8" and self.engine != "ctranslate2":
             raise ConfigError("precision = int8 needs engine = ctranslate2")
 
@@ -80,7 +80,8 @@ def generate(
 
     `progress` names the bar that rank 0 shows; none = no bar. `tokenizer`: ctranslate2 only.
     """
-    order = longest_first(source)[rank::n_ranks]
+    groups = list(alike(source, longest_first(source)).values())[rank::n_ranks]
+    order = [report for group in groups for report in group]
     bar = tqdm(
         total=len(source.lengths),
         desc=progress,
@@ -110,6 +111,16 @@ def longest_first(source: Tokens) -> list[int]:
     return np.argsort(-source.lengths, kind="stable").tolist()
 
 
+def alike(source: Tokens, order: Sequence[int]) -> dict[int, list[int]]:
+    """The reports in that order, those with the same tokens together under the first of them."""
+    firsts: dict[bytes, int] = {}
+    groups: dict[int, list[int]] = {}
+    for report in order:
+        first = firsts.setdefault(source.row(report).tobytes(), report)
+        groups.setdefault(first, []).append(report)
+    return groups
+
+
 def stream(
     model: T5Model,
     source: Tokens,
@@ -118,8 +129,26 @@ def stream(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[Output]:
-    """Outputs of the sources named in `order`, each as soon as it has ended; memory does not grow
-    with their number. Raises ConfigError if the engine cannot do it."""
+    """Outputs of the sources named in `order`, each as soon as it has ended. Equal reports (a fifth
+    of some test sets) are decoded once, but by the engine hf, the reference. Raises ConfigError if
+    the engine cannot do it."""
+    if config.engine != "hf":
+        groups = alike(source, order)
+        for output in _stream(model, source, list(groups), config, tokenizer):
+            for report in groups[output.report]:
+                yield output._replace(report=report)
+    else:
+        yield from decode_hf(model, source, order, config)
+
+
+def _stream(
+    model: T5Model,
+    source: Tokens,
+    order: Sequence[int],
+    config: DecodingConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Iterator[Output]:
+    """Every source decoded by itself; memory does not grow with their number."""
     if config.engine == "ctranslate2":
         import ct2  # slow to import, and an optional extra behind it
 
@@ -128,8 +157,7 @@ def stream(
         rows = ct2.decode(model, tokenizer, source, order, config, config.precision)
         limit = config.max_new_tokens
         return (Output(report, ids, score, len(ids) >= limit) for report, ids, score in rows)
-    reason = why_not(model) if config.engine == "torch" else "asked for"
-    if reason:
+    if why_not(model):
         return decode_hf(model, source, order, config)
     return decode(Decoder(model, DTYPES[config.precision]), source, order, config)
 
@@ -152,8 +180,7 @@ class _Run:
     def __post_init__(self) -> None:
         config, decoder, longest = self.config, self.decoder, self._length(self.waiting[-1])
         columns = config.max_new_tokens + max(SPARE_COLUMNS, config.max_new_tokens // 4)
-        width = source_width(longest)
-        places = n_places(config, width, columns)
+        places = n_places(config, source_width(longest), columns, decoder.token_bytes)
         n_runs = -(-len(self.waiting) // places)
         places = -(-len(self.waiting) // n_runs)  # where all end together, no small batch is left
         lengths = [self._length(index) for index in reversed(self.waiting[-places:])]
@@ -251,12 +278,12 @@ def decode(
                 yield from run.clear(finished)
 
 
-def n_places(config: DecodingConfig, source: int, columns: int) -> int:
-    """Reports decoded together: by `batch_size`, or by the tokens that their caches hold."""
+def n_places(config: DecodingConfig, source: int, columns: int, token_bytes: int) -> int:
+    """Reports decoded together: by `batch_size`, or by what their caches hold."""
     if config.batch_size:
         return config.batch_size
-    place = source + columns * config.num_beams
-    return max(1, min(256 // config.num_beams, config.cache_tokens // place))
+    place = (source + columns * config.num_beams) * token_bytes
+    return max(1, min(256 // config.num_beams, config.cache_mib * 2**20 // place))
 
 
 # --- engine = "hf" --------------------------------------------------------------------------------

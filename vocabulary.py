@@ -15,8 +15,9 @@ R rows, D model width, V vocabulary, k tokens looked at again.
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from frozen import Frozen
 
 LOOKED_AT = 8
 BLOCKS = (256, 128, 64, 32)
@@ -32,14 +33,18 @@ class Vocabulary:
         self.screened = screened and weight.dtype == torch.float32
 
     @cached_property
-    def _rounded(self) -> tuple[Tensor, float]:
+    def _rounded(self) -> tuple[Frozen, float]:
         """The weight in bf16, and the length of its longest row."""
         longest = torch.linalg.vector_norm(self.weight, dim=-1).max()
-        return self.weight.bfloat16(), float(longest)
+        return Frozen(self.weight.bfloat16()), float(longest)
+
+    @cached_property
+    def _frozen(self) -> Frozen:
+        return Frozen(self.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) -> (R, V)."""
-        return F.linear(hidden, self.weight)
+        return self._frozen(hidden)
 
     def best(self, hidden: Tensor, forbidden: Tensor | None = None, token: int = 0) -> Tensor:
         """The token of the largest logit of each row (R,), the first one if there are several;
@@ -47,7 +52,7 @@ class Vocabulary:
         if not self.screened:
             return self._exact(hidden, forbidden, token)
         rounded, longest = self._rounded
-        proposed = F.linear(hidden.bfloat16(), rounded)
+        proposed = rounded(hidden.bfloat16())
         _forbid(proposed, forbidden, token)
         top, tokens = largest(proposed, LOOKED_AT)
         tokens, order = tokens.sort(-1)  # the first of equals wins

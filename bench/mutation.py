@@ -122,7 +122,7 @@ class InForks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         for item in session.items:
-            self.run(item, session.items[0])  # what the session shares stays
+            self.run(item)
         if self.n_failed:
             sys.exit(f"the tests of {self.target} fail without a change")
         items = sorted(session.items, key=lambda item: self.seconds[item.nodeid])
@@ -132,14 +132,15 @@ class InForks:
             self.tell(Result(self.target, number, change, noticed))
         return True
 
-    def run(self, item: pytest.Item, following: pytest.Item) -> None:
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+    def run(self, item: pytest.Item) -> None:
+        stays: Any = item.parent  # what the tests of a module share
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=stays)
 
     def survives(self, code: str, items: list[pytest.Item]) -> None:
         """In a fork; exits with 1 at the first test that fails."""
         install(self.target, code)
         for item in items:
-            self.run(item, items[0])
+            self.run(item)
             if self.n_failed:
                 os._exit(1)
 

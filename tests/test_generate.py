@@ -1,5 +1,6 @@
 """Decoding: the tokens of transformers' `generate`, whatever the batch, the order, the rank."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -169,6 +170,35 @@ def test_half_precision_mostly_agrees(talkative: T5ForConditionalGeneration) -> 
     exact = generate(talkative, source, config)
     half = generate(talkative, source, replace(config, precision="bf16"))
     assert np.mean([a.ids == b.ids for a, b in zip(exact, half, strict=True)]) > 0.5
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+def test_equal_reports_are_decoded_once(
+    talkative: T5ForConditionalGeneration, n_ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, config, again = reports(7), DecodingConfig(max_new_tokens=8), [3, 0, 3, 6, 1, 2, 3, 4, 5]
+    alone = generate(talkative, some, config)
+    encoded: list[int] = []
+    memory = generation.Decoder.memory
+
+    def counted(self: Any, sources: Any) -> Any:
+        encoded.append(len(sources))
+        return memory(self, sources)
+
+    monkeypatch.setattr(generation.Decoder, "memory", counted)
+    found: list[Output] = []
+
+    def gather(done: list[Output]) -> list[Output]:
+        found.extend(done)
+        return list(found)
+
+    monkeypatch.setattr(generation, "gather_object", gather)
+    for rank in range(n_ranks):
+        last = rank == n_ranks - 1
+        with nullcontext() if last else pytest.raises(RuntimeError, match="lost"):
+            done = generate(talkative, some.take(again), config, rank=rank, n_ranks=n_ranks)
+    assert [output.ids for output in done] == [alone[report].ids for report in again]
+    assert sum(encoded) == 7
 
 
 def test_longest_first_keeps_equal_lengths_in_order() -> None:
