@@ -174,7 +174,7 @@ def _deal(indices: IntArray, tokens: IntArray, n_ranks: int) -> list[IntArray]:
     if n_ranks == 1:
         return [indices]
     least, n_larger = divmod(len(indices), n_ranks)
-    owner = np.zeros(len(indices), dtype=np.int64)
+    owner = np.empty_like(indices)
     first = int(indices[0])
     waiting = [(0, turn, (first + turn) % n_ranks, 0) for turn in range(n_ranks)]
     for position in np.argsort(-tokens, kind="stable").tolist():

@@ -1,5 +1,7 @@
 """durable.py: whole or not there, whatever happens, and damage found before use."""
 
+import contextlib
+import hashlib
 import json
 import os
 import random
@@ -68,8 +70,22 @@ def names(parent: Path) -> set[str]:
 def test_what_is_stored_is_read_back(parent: Path) -> None:
     assert whole(parent) == 3
     assert [path.name for path in stored(parent)] == [f"step-0000000{n}" for n in (1, 2, 3)]
-    for path in parent.rglob("*"):
+    for path in (parent.parent, parent, *parent.rglob("*")):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_numbers_count_not_names(parent: Path) -> None:
+    steps = (99_999_999, 100_000_000, 4)
+    for step in steps:
+        commit(parent, step, contents(step), {"n": step})
+    assert [int(path.name[5:]) for path in stored(parent)] == [1, 2, 3, *sorted(steps)]
+    assert whole(parent) == 100_000_000
+
+
+def test_one_spelling_of_a_value() -> None:
+    assert durable.canonical({"b": [1, 2.5], "a": {"é": None}}) == (
+        b'{"a":{"\\u00e9":null},"b":[1,2.5]}'
+    )
 
 
 def test_the_last_and_the_best_stay(parent: Path) -> None:
@@ -193,7 +209,35 @@ def test_what_cannot_be_removed_is_told(parent: Path, everything: bool) -> None:
                 durable.clean(parent, everything=everything)
                 assert len(disk.calls) <= at  # less to remove than the first time
             except StorageError as error:
-                assert "Read-only" in str(error)
+                assert f"cannot use {parent}: Read-only" in str(error)
+
+
+@pytest.mark.parametrize("kind", sorted(ERRNOS))
+def test_a_disk_that_is_gone_for_good(parent: Path, kind: str) -> None:
+    """Then what is half-written cannot be removed either: still one StorageError."""
+    calls = operations(partial(keep_one_more, parent, 4))
+    for at in range(len(calls)):
+        with faulty(Fault(at, kind, for_good=True)), contextlib.suppress(StorageError):
+            keep_one_more(parent, 5 + at)
+        assert newest(parent)[0]
+        durable.clean(parent)
+
+
+def test_what_the_disk_did_is_told(tmp_path: Path) -> None:
+    again = "make room or mend it, then run the same command again: it goes on from the last "
+    told = str(durable.storage_error(OSError(28, "No space left on device"), tmp_path))
+    assert told == f"cannot use {tmp_path}: No space left on device; {again}checkpoint"
+    told = str(durable.storage_error(TimeoutError(), tmp_path))
+    assert told == f"cannot use {tmp_path}: TimeoutError; {again}checkpoint"
+
+
+def test_room_is_asked_for_all_that_is_written(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(durable, "_ask_for_room", lambda _, size: asked.append(size))
+    folder = commit(parent, 4, contents(4), {"n": 4})
+    assert asked == [sum(file.stat().st_size for file in folder.iterdir())]
 
 
 def test_a_full_disk_is_noticed_before(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +250,13 @@ def test_a_full_disk_is_noticed_before(parent: Path, monkeypatch: pytest.MonkeyP
 def test_a_disk_that_writes_other_bytes(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = durable._write
     monkeypatch.setattr(durable, "_write", lambda file, data: written(file, data[:-1]))
-    with pytest.raises(StorageError, match="does not read back"):
+    with pytest.raises(StorageError) as caught:
         commit(parent, 4, contents(4), {"n": 4})
+    assert str(caught.value) == (
+        f"{parent / 'step-00000004'} does not read back as it was written (manifest.json: is not "
+        "as it was written): look at the disk; the checkpoint before it is whole, run the same "
+        "command again to go on from there"
+    )
     assert whole(parent) == 3
 
 
@@ -255,6 +304,42 @@ def test_a_damaged_folder_makes_way(parent: Path) -> None:
     assert ".bad-step-00000003-0" in names(parent)  # to be looked at
     durable.clean(parent, everything=True)
     assert names(parent) == set()
+
+
+def test_what_is_wrong_is_told(parent: Path) -> None:
+    folder = parent / "step-00000003"
+
+    def told() -> str:
+        with pytest.raises(DamagedError) as caught:
+            read(folder)
+        return str(caught.value)
+
+    size, digest = 3000, hashlib.sha256(contents(3)["a.safetensors"]).hexdigest()
+    (folder / "a.safetensors").write_bytes(b"7")
+    assert told() == (
+        f"a.safetensors: 1 bytes, SHA-256 {hashlib.sha256(b'7').hexdigest()} instead of {size} "
+        f"bytes, SHA-256 {digest}"
+    )
+    (folder / "more").write_bytes(b"")
+    assert told() == "more: does not belong here"
+    (folder / "more").unlink()
+    (folder / "b.safetensors").unlink()
+    assert told() == "b.safetensors: missing"
+    durable._discard(folder)
+    folder.write_bytes(b"")
+    assert told() == "not a folder"
+
+
+def test_all_that_is_ours_can_be_removed(parent: Path) -> None:
+    for name in (".tmp-00000004-1", ".bad-step-00000003-0", "notes", ".tmp", "bad-step-1"):
+        (parent / name).mkdir()
+    durable.clean(parent)
+    assert names(parent) == {"notes", ".tmp", "bad-step-1", ".bad-step-00000003-0"} | {
+        f"step-0000000{n}" for n in (1, 2, 3)
+    }
+    (parent / ".tmp-00000004-1").mkdir()
+    durable.clean(parent, everything=True)
+    assert names(parent) == {"notes", ".tmp", "bad-step-1"}
 
 
 def sealed(**changes: object) -> bytes:

@@ -93,6 +93,28 @@ def test_a_pinned_plan() -> None:
     assert digest == "b8e1dc858a6d4c51947cd5f5d12eddce615edce9bf909cf356a896dfececefad"
 
 
+def test_a_pinned_plan_of_three_ranks() -> None:
+    """Two cannot tell in which direction the ranks take turns."""
+    source, target = report_lengths(500)
+    plan = plan_epoch(source, target, global_batch_size=14, n_ranks=3, grad_accum_steps=2)
+    digest = hashlib.sha256(repr(as_lists(plan)).encode()).hexdigest()
+    assert digest == "225b582cfc841ad842cdb45340dffdf3e0ee16411ef0c5c898a48ff818d06707"
+
+
+def test_one_process_and_the_first_epoch_of_seed_0_if_nothing_is_said() -> None:
+    lengths = report_lengths(200)
+    said = {"n_ranks": 1, "grad_accum_steps": 1, "seed": 0, "epoch": 0, "whole": False}
+    plans = [plan_epoch(*lengths, global_batch_size=8, **some) for some in ({}, said)]  # type: ignore[arg-type]
+    assert as_lists(plans[0]) == as_lists(plans[1])
+
+
+def test_a_rank_with_one_long_report_still_gets_its_share() -> None:
+    tokens = np.array([100, 1, 1, 1, 1, 1, 1])
+    (step,) = plan_epoch(tokens - 1, tokens * 0 + 1, global_batch_size=7, n_ranks=3)
+    (shards,) = step.micro_batches
+    assert sorted(len(shard) for shard in shards) == [2, 2, 3]
+
+
 @FAST
 @given(epochs(), st.integers(-300, 300), st.integers(-300, 300))
 def test_a_part_of_a_plan_is_a_plan(call: dict[str, Any], begin: int, end: int) -> None:
@@ -105,9 +127,9 @@ def test_a_part_of_a_plan_is_a_plan(call: dict[str, Any], begin: int, end: int) 
 
 
 @FAST
-@given(epochs())
-def test_every_example_exactly_once(call: dict[str, Any]) -> None:
-    steps = plan_epoch(**call)
+@given(epochs(), st.booleans())
+def test_every_example_exactly_once(call: dict[str, Any], whole: bool) -> None:
+    steps = plan_epoch(**call, whole=whole)
     everyone = list(range(len(call["source_lengths"])))
     assert sorted(i for step in steps for i in dealt(step)) == everyone
     assert sorted(int(i) for step in steps for i in step.indices) == everyone
@@ -315,18 +337,22 @@ def test_n_steps(n: int, size: int, steps: int) -> None:
     assert n_steps(n, size) == steps
 
 
+LENGTHS = "source and target lengths must be equally many, at least one"
+SIZES = "batch size, ranks and accumulation steps must be at least 1"
+
+
 @pytest.mark.parametrize(
-    ("source", "target", "sizes"),
+    ("source", "target", "sizes", "told"),
     [
-        ([], [], {}),
-        ([1, 2], [1], {}),
-        ([1], [1], {"global_batch_size": 0}),
-        ([1], [1], {"n_ranks": 0}),
-        ([1], [1], {"grad_accum_steps": -1}),
+        ([], [], {}, LENGTHS),
+        ([1, 2], [1], {}, LENGTHS),
+        ([1], [1], {"global_batch_size": 0}, SIZES),
+        ([1], [1], {"n_ranks": 0}, SIZES),
+        ([1], [1], {"grad_accum_steps": -1}, SIZES),
     ],
 )
 def test_refuses_what_cannot_be_planned(
-    source: list[int], target: list[int], sizes: dict[str, Any]
+    source: list[int], target: list[int], sizes: dict[str, Any], told: str
 ) -> None:
-    with pytest.raises(ValueError, match="at least"):
+    with pytest.raises(ValueError, match=f"^{told}$"):
         plan_epoch(np.array(source), np.array(target), **{"global_batch_size": 2, **sizes})
