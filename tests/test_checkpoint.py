@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -328,6 +330,72 @@ def test_what_is_wrong_is_told(parent: Path) -> None:
     durable._discard(folder)
     folder.write_bytes(b"")
     assert told() == "not a folder"
+
+
+def test_a_manifest_vouches_for_itself(parent: Path) -> None:
+    """Nothing else would notice another fact."""
+    manifest = parent / "step-00000003" / "manifest.json"
+    data = manifest.read_bytes()
+    manifest.write_bytes(data.replace(b'"run":"x"', b'"run":"y"'))
+    assert manifest.read_bytes() != data
+    with pytest.raises(DamagedError, match=r"^manifest\.json: is not as it was written$"):
+        read(manifest.parent)
+    manifest.write_bytes(sealed(format=2))
+    with pytest.raises(DamagedError, match=r"^manifest\.json: format 2, this code reads 1$"):
+        read(manifest.parent)
+
+
+class Spy:
+    """os, and what it was asked."""
+
+    def __init__(self, free: int = 10**12) -> None:
+        self.flags: list[int] = []
+        self.flushed: list[str] = []
+        self.free = free
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        self.flags.append(flags)
+        return os.open(path, flags, mode)
+
+    def fsync(self, handle: int) -> None:
+        self.flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+
+    def statvfs(self, _: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=self.free, f_frsize=1)
+
+
+def test_how_files_are_opened(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No link is followed, nothing there is overwritten, no child inherits a handle."""
+    monkeypatch.setattr(durable, "os", spy := Spy())
+    commit(parent, 4, contents(4), {"n": 4})
+    writing = [flags for flags in spy.flags if flags & os.O_WRONLY]
+    assert len(writing) == 4 and len(spy.flags) == 10  # two folders flushed, four files read
+    assert all(flags & os.O_CLOEXEC for flags in spy.flags)
+    assert all(flags & os.O_EXCL and flags & os.O_CREAT for flags in writing)
+    assert sum(bool(flags & os.O_NOFOLLOW) for flags in spy.flags) == 8
+
+
+def test_a_folder_of_files_is_flushed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).write_bytes(b"")
+    monkeypatch.setattr(durable, "os", spy := Spy())
+    durable.flush_tree(folder)
+    assert sorted(spy.flushed[:2]) == [str(folder / "a"), str(folder / "b")]
+    assert spy.flushed[2:] == [str(folder), str(tmp_path)]
+
+
+def test_room_for_three_is_enough(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "os", Spy(free=3000))
+    durable._ask_for_room(parent, 1000)
+    with pytest.raises(OSError, match=r"3,003 bytes are needed, 3,000 are free"):
+        durable._ask_for_room(parent, 1001)
 
 
 def test_all_that_is_ours_can_be_removed(parent: Path) -> None:
