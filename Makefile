@@ -38,7 +38,7 @@ test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
 
 coverage: .venv/installed-dev
-	$(BIN)/python -m coverage run --branch --include=checkpoint.py,durable.py,plan.py -m pytest \
+	$(BIN)/python -m coverage run --branch --include='$(CURDIR)/checkpoint.py,$(CURDIR)/durable.py,$(CURDIR)/plan.py' -m pytest \
 		tests/test_plan.py tests/test_checkpoint.py tests/test_training_state.py \
 		tests/test_resume.py tests/test_run_folder.py
 	$(BIN)/python -m coverage report --show-missing --fail-under=100

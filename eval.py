@@ -10,11 +10,13 @@ fp32. Fully tuned models have no base beside them and are not compared here.
 
 import hashlib
 import json
+import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapter_files import read_settings
 from allocator import keep_freed_memory
+from aside import Aside
 from config import load, parse
 from corpus.pairs import Pair, has_split
 from data import DataConfig, tell_skipped
@@ -264,12 +267,18 @@ def _weights_sha256(model: torch.nn.Module) -> str:
 
 
 def evaluate(
-    config: EvalConfig, generated: Generated, trained: TrainConfig
+    config: EvalConfig,
+    generated: Generated,
+    trained: TrainConfig,
+    ask: Callable[..., Any] = partial,
 ) -> tuple[Evaluation, dict[str, list[str]]]:
-    """All figures of scores.json, and every system's outputs; needs no model."""
-    train = training_pairs(sources_of(config, trained)[0])
+    """All figures of scores.json, and every system's outputs; needs no model. `ask` may run a part
+    elsewhere meanwhile."""
     pairs = generated.pairs
     prompts, references = [p.prompt for p in pairs], [p.impression for p in pairs]
+    written = {**generated.texts, "reference": references}
+    marked = {name: ask(faithfulness.unsupported, prompts, text) for name, text in written.items()}
+    train = training_pairs(sources_of(config, trained)[0])
     outputs = {**generated.texts, **baselines.outputs(prompts, references, train)}
     limits = Limits(
         max_new_tokens=config.max_new_tokens,
@@ -283,9 +292,7 @@ def evaluate(
     evaluation = compare(
         inputs, stemmer=config.stemmer, seed=config.seed, n_resamples=config.n_resamples
     )
-    written = {**generated.texts, "reference": references}
-    flags = {name: faithfulness.unsupported(prompts, text) for name, text in written.items()}
-    by_system = {name: faithfulness.rates(found, config.seed) for name, found in flags.items()}
+    by_system = {name: faithfulness.rates(flags(), config.seed) for name, flags in marked.items()}
     figures = evaluation.figures
     figures["faithfulness"] = {
         check: {name: found[check] for name, found in by_system.items()}
@@ -342,6 +349,8 @@ def main(argv: list[str] | None = None) -> None:
         return dry_run(as_trained(config.data, trained.data), ["test"])
     read_settings(adapter)  # refuses it before hours of decoding
     folder = Path(config.output_dir or adapter.parent / "evaluation")
+    first = os.environ.get("RANK", "0") == "0"
+    ask = Aside(faithfulness.prepare).ask if first else partial  # spaCy loads meanwhile
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -353,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     generation = time.perf_counter() - generation
     if accelerator.is_main_process:
-        evaluation, outputs = evaluate(config, generated, trained)
+        evaluation, outputs = evaluate(config, generated, trained, ask)
         print_scores(evaluation.figures)
         timing = {"generation_s": generation, "all_s": time.perf_counter() - start}
         ids = [pair.id for pair in generated.pairs]

@@ -158,7 +158,9 @@ def _cases(
     for kind, indices in parts.items():
         for i in indices.tolist():
             shown = {name: column[i] for name, column in texts.items()}
-            marks = {name: _marks(shown["source"], shown[name]) for name in LABELS}
+            marks = {}
+            if show_text:
+                marks = {name: _marks(shown["source"], shown[name]) for name in LABELS}
             cases.append(
                 Case(
                     id=pairs[i].id,
@@ -166,7 +168,7 @@ def _cases(
                     kind=kind,
                     rougeL={name: 100 * float(f1[i]) for name, f1 in found.items()},
                     texts=shown if show_text else None,
-                    marks=marks if show_text else {},
+                    marks=marks,
                 )
             )
     return cases

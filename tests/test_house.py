@@ -107,6 +107,7 @@ ALLOWED: dict[str, set[str]] = {
     "fast_ops": set(),
     "fast_attention": {"fast_ops"},
     "frozen": {"numerics"},
+    "aside": set(),
     "fast_t5": {"fast_attention", "fast_ops", "frozen", "quiet"},
     # what uses both
     "recipe": {"corpus.licence", "data", "errors", "model", "numerics", "plan", "trackers"},
@@ -126,6 +127,7 @@ ALLOWED: dict[str, set[str]] = {
         *("privacy", "tracking"),
     },
     "eval": {
+        "aside",
         *("adapter_files", "allocator", "config", "corpus.pairs", "data", "dry_run", "errors"),
         *("generate", "model", "quiet", "recipe", "results", "sources", "scoring.baselines"),
         *("scoring.comparison", "scoring.faithfulness", "scoring.guard_rails"),
