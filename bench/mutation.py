@@ -101,8 +101,12 @@ def install(target: str, code: str) -> None:
     sys.modules[module.__name__] = module
     changed = dict(functions(space))
     for name, function in functions(vars(module)):
-        if name in changed and function.__code__.co_filename.endswith(target):
+        is_written, is_made = (
+            function.__code__.co_filename.endswith(end) for end in (target, "<string>")
+        )
+        if name in changed and is_written:
             function.__code__ = changed[name].__code__
+        if name in changed and (is_written or is_made):  # by @dataclass: the fields' defaults
             function.__defaults__ = changed[name].__defaults__
             function.__kwdefaults__ = changed[name].__kwdefaults__
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load, save
 
 import checkpoint
@@ -17,9 +16,7 @@ import gradients
 import tracking
 import train_loop
 from bench.fault_runs import bits, steps_kept
-from epoch_end import BestSoFar
 from errors import ResumeError
-from stopping import StopSignals
 from tests.tiny import Tiny
 
 SLOW = pytest.mark.slow
@@ -245,70 +242,6 @@ def test_weights_of_another_model_are_named_and_nothing_has_changed(change: str)
     assert all(map(torch.equal, here.engine.parameters(), before)) and here.progress.step == 0
 
 
-class Wish:
-    """A sum of wishes that is on its way from a GPU."""
-
-    is_cuda = True
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def to(self, device: str, *, non_blocking: bool) -> float:
-        assert (device, non_blocking) == ("cpu", True)
-        return self.value
-
-
-class Event:
-    def record(self) -> None:
-        self.recorded = True
-
-    def synchronize(self) -> None:
-        assert self.recorded
-
-
-def test_on_cuda_a_wish_is_heard_a_step_later_and_at_the_end_of_an_epoch_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody waits for the device within an epoch."""
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    kept = checkpoint.Checkpoints(tmp_path, Accelerator(cpu=True), StopSignals(), {}, BestSoFar())
-    heard = [kept._arrived(Wish(value), wait=False) for value in (1.0, 0.0, 4.0)]  # type: ignore[arg-type]
-    assert heard == [0.0, 1.0, 0.0]
-    assert kept._arrived(Wish(2.0), wait=True) == 6.0  # type: ignore[arg-type]
-    assert kept._arrived(Wish(8.0), wait=False) == 0.0  # type: ignore[arg-type]
-    assert kept._arrived(Wish(0.0), wait=True) == 8.0  # type: ignore[arg-type]
-
-
-def test_without_checkpoints_nothing_is_wished_or_kept() -> None:
-    none = checkpoint.NoCheckpoints()
-    assert none.wish() == 0.0
-
-
-@pytest.mark.parametrize("is_main", [True, False])
-def test_what_rank_0_finds_holds_for_all(monkeypatch: pytest.MonkeyPatch, is_main: bool) -> None:
-    """Result or UserError; other errors are its own."""
-    of_rank_0: list[object] = [None, None]
-
-    def broadcast(outcome: list[object]) -> None:
-        if is_main:
-            of_rank_0[:] = outcome
-        outcome[:] = of_rank_0
-
-    class Two:
-        is_main_process, num_processes = is_main, 2
-
-    monkeypatch.setattr(checkpoint, "broadcast_object_list", broadcast)
-    of_rank_0[:] = [7, None]
-    assert checkpoint.on_rank_0(Two(), lambda: 7) == 7
-    of_rank_0[:] = [None, ResumeError("changed")]
-
-    def refuses() -> None:
-        raise ResumeError("changed")
-
-    with pytest.raises(ResumeError, match="changed"):
-        checkpoint.on_rank_0(Two(), refuses)
-
-
 def test_a_folder_that_cannot_be_made_is_told(
     tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,17 +251,3 @@ def test_a_folder_that_cannot_be_made_is_told(
         run(tiny, tmp_path / "run")
     assert caught.value.code == 7
     assert "checkpoints: Not a directory" in capfd.readouterr().err
-
-
-def test_numbers_in_the_optimizer_state_go_on(tmp_path: Path) -> None:
-    """8-bit AdamW counts its steps in a plain int."""
-    states = []
-    for count in (7, 0):
-        engine = torch.nn.Linear(2, 2)
-        optimizer = torch.optim.AdamW(engine.parameters())
-        optimizer.state[engine.bias]["step"] = count
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        progress = checkpoint.Progress(torch.zeros(()))
-        states.append(checkpoint.TrainingState(engine, optimizer, scaler, progress))
-    states[1].restore(states[0].files())
-    assert states[1].optimizer.state[states[1].weights()["bias"]] == {"step": 7}

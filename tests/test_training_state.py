@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ def test_progress_counts_what_was_tried_and_what_was_applied() -> None:
     progress.next_epoch()
     progress.advance(torch.tensor(True))
     assert progress.state() == {"step": 4, "epoch": 1, "offset": 1, "updates": 3}
+    assert Progress(torch.zeros(())).state() == {"step": 0, "epoch": 0, "offset": 0, "updates": 0}
+    progress.next_epoch()
+    assert progress.state() == {"step": 4, "epoch": 2, "offset": 0, "updates": 3}
     other = Progress(torch.zeros(()))
     other.restore(progress.state())
     assert other.state() == progress.state() and float(other.updates) == 3.0
@@ -92,6 +96,9 @@ def test_a_stored_state_is_a_copy() -> None:
         state.weights()["1.weight"].zero_()
     assert load(files["weights.safetensors"])["1.weight"].any()
     copied = checkpoint._copy(torch.zeros(2, 3).t().requires_grad_())
+    of_its_own = torch.zeros(2)
+    checkpoint._copy(of_its_own).add_(1)
+    assert not of_its_own.any()
     assert copied.is_contiguous() and not copied.requires_grad and copied.device.type == "cpu"
 
 
@@ -187,6 +194,9 @@ def test_minutes_are_those_since_the_last_save(tmp_path: Path) -> None:
     assert checkpoints.wish() == SAVE
     checkpoints.after_step(at(state, 3), torch.tensor(SAVE), epoch_ends=False)
     assert checkpoints.wish() == 0.0 and steps(tmp_path) == [3]
+    often = kept(tmp_path / "often", minutes=0.5, clock=clock)
+    clock.now += 30
+    assert often.wish() == SAVE
     clock.now += 10**9
     assert kept(tmp_path, clock=clock).wish() == 0.0  # 0 minutes: never
     checkpoints.accelerator = Other()
@@ -195,6 +205,23 @@ def test_minutes_are_those_since_the_last_save(tmp_path: Path) -> None:
 
 class Other:
     is_main_process, num_processes = False, 1
+
+
+def test_if_nothing_is_said(tmp_path: Path) -> None:
+    """Two are kept, none by steps or minutes; the clock is one that nobody sets."""
+    plain = kept(tmp_path)
+    assert (plain.steps, plain.minutes, plain.keep, plain.found) == (0, 0.0, 2, None)
+    assert plain.clock is time.monotonic
+    plain.restore(state := trained(1))
+    plain.after_step(at(state, 0), torch.tensor(SAVE), epoch_ends=False)  # step 0, too, is a step
+    assert steps(tmp_path) == [0]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    first, second = (
+        TrainingState(state.engine, state.optimizer, scaler, Progress(torch.zeros(())))
+        for _ in range(2)
+    )
+    first.others["part"] = Part(1)
+    assert second.others == {}  # each has its own
 
 
 def test_goes_on_from_what_was_found(tmp_path: Path) -> None:
@@ -254,3 +281,94 @@ def test_the_digest_of_a_base_is_of_what_came_with_it() -> None:
     with torch.no_grad():
         adapted.lora_A.weight += 1
     assert plain == base_digest(adapted)
+
+
+class Wish:
+    """A sum of wishes that is on its way from a GPU."""
+
+    is_cuda = True
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def to(self, device: str, *, non_blocking: bool) -> float:
+        assert (device, non_blocking) == ("cpu", True)
+        return self.value
+
+
+class Event:
+    def record(self) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
+def test_on_cuda_a_wish_is_heard_a_step_later_and_at_the_end_of_an_epoch_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the device within an epoch."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    checkpoints = kept(tmp_path)
+    heard = [checkpoints._arrived(Wish(value), wait=False) for value in (1.0, 0.0, 4.0)]  # type: ignore[arg-type]
+    assert heard == [0.0, 1.0, 0.0]
+    assert checkpoints._arrived(Wish(2.0), wait=True) == 6.0  # type: ignore[arg-type]
+    assert checkpoints._arrived(Wish(8.0), wait=False) == 0.0  # type: ignore[arg-type]
+    assert checkpoints._arrived(Wish(0.0), wait=True) == 8.0  # type: ignore[arg-type]
+    state = trained(1)
+    checkpoints.after_step(at(state, 1), Wish(SAVE), epoch_ends=False)  # type: ignore[arg-type]
+    assert steps(tmp_path) == []
+    checkpoints.after_step(at(state, 2), Wish(0.0), epoch_ends=False)  # type: ignore[arg-type]
+    assert steps(tmp_path) == [2]
+    with pytest.raises(PreemptedError):
+        checkpoints.after_step(at(state, 3), Wish(STOP), epoch_ends=True)  # type: ignore[arg-type]
+
+
+def test_without_checkpoints_nothing_is_wished_or_kept() -> None:
+    none = checkpoint.NoCheckpoints()
+    assert none.wish() == 0.0
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_what_rank_0_finds_holds_for_all(monkeypatch: pytest.MonkeyPatch, is_main: bool) -> None:
+    """Result or UserError; other errors are its own."""
+    of_rank_0: list[object] = [None, None]
+
+    calls = []
+
+    def broadcast(outcome: list[object]) -> None:
+        calls.append(len(outcome))
+        if is_main:
+            of_rank_0[:] = outcome
+        outcome[:] = of_rank_0
+
+    class Two:
+        is_main_process, num_processes = is_main, 2
+
+    monkeypatch.setattr(checkpoint, "broadcast_object_list", broadcast)
+    of_rank_0[:] = [7, None]
+    assert checkpoint.on_rank_0(Two(), lambda: 7) == 7
+    of_rank_0[:] = [None, ResumeError("changed")]
+
+    def refuses() -> None:
+        raise ResumeError("changed")
+
+    with pytest.raises(ResumeError, match="changed"):
+        checkpoint.on_rank_0(Two(), refuses)
+    assert calls == [2, 2]
+    Two.num_processes, Two.is_main_process = 1, True
+    assert checkpoint.on_rank_0(Two(), lambda: 7) == 7 and calls == [2, 2]
+
+
+def test_numbers_in_the_optimizer_state_go_on(tmp_path: Path) -> None:
+    """8-bit AdamW counts its steps in a plain int."""
+    states = []
+    for count in (7, 0):
+        engine = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(engine.parameters())
+        optimizer.state[engine.bias]["step"] = count
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        progress = Progress(torch.zeros(()))
+        states.append(TrainingState(engine, optimizer, scaler, progress))
+    states[1].restore(states[0].files())
+    assert states[1].optimizer.state[states[1].weights()["bias"]] == {"step": 7}
