@@ -1,7 +1,7 @@
 """What happens to a run when the machine, the disk or another process fails.
 
     python -m bench.faults                      all kinds of faults, a few minutes on 2 cores
-    python -m bench.faults --kills 1000 --damages 5000 --signals 120 --losses 250
+    python -m bench.faults --kills 1000 --damages 5000 --signals 120 --losses 250 --steps 20000
     python -m bench.faults --only 2 processes   the rows whose name holds that
 
 Each row ends with its goal; the exit code is 1 if one is missed. What survived means for a run
@@ -28,6 +28,7 @@ from bench import disk_faults, run_faults
 from bench.common import print_json
 from bench.disk_faults import ERRNOS, Fault, Journal, damage, faulty, journal, kills
 from bench.run_faults import HALVES, Place, Trials
+from bench.soak import soak
 from config import parse
 from errors import StorageError
 from quiet import quieten_libraries
@@ -51,6 +52,8 @@ class FaultsConfig:
     """Signals to one of two processes."""
     losses: int = 6
     """Of two processes one killed; half as often stopped, or meeting a bug."""
+    steps: int = 4000
+    """Steps of the long run; it saves every tenth."""
     only: str = ""
     """Rows whose name holds this; empty: all."""
     seed: int = 0
@@ -208,6 +211,7 @@ def rows(config: FaultsConfig) -> list[Row]:
         Row("K such steps in a row", run_faults.given_up),
         Row("out of memory at every step", run_faults.out_of_memory),
         Row("(no fault) a save, 3.5 MB", saved, 0.25),
+        Row(f"(no fault) {config.steps:,} steps, looked at", partial(soak, n_steps=config.steps)),
     ]
 
 
