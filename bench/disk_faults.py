@@ -13,12 +13,15 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 import durable
 
@@ -117,6 +120,7 @@ def start(action: Callable[[], object], *, quiet: bool = True) -> int:
         return child
     code = 1
     try:
+        own_progress_bars()
         if quiet:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
@@ -127,6 +131,11 @@ def start(action: Callable[[], object], *, quiet: bool = True) -> int:
         code = end.code if isinstance(end.code, int) else 1
     finally:
         os._exit(code)
+
+
+def own_progress_bars() -> None:
+    """tqdm's lock is shared by all forks: one that is killed while it holds it stops the rest."""
+    tqdm.set_lock(threading.RLock())
 
 
 def ended(child: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import fault_runs
-from bench.disk_faults import ended
+from bench.disk_faults import ended, own_progress_bars
 
 NETWORK = "network.log"
 CALLS = {
@@ -56,6 +56,7 @@ def _become_a_program(place: Path, name: str) -> None:
     os.chdir(place)
     sys.addaudithook(lambda event, arguments: _no_network(place / NETWORK, event, arguments))
     fault_runs.forget_processes()
+    own_progress_bars()
 
 
 def _no_network(log: Path, event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,6 +1,9 @@
 """The benchmarks run on the tiny base, count what they claim to count, and end with JSON."""
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 from transformers import T5Config
 
 from bench import corpora
 from bench.common import BenchConfig, evenly
+from bench.disk_faults import in_a_child
 from bench.flops import StepFlops
 from bench.peers import InGivenOrder
 from data import DataConfig
@@ -124,3 +129,21 @@ def test_an_even_sample_stands_for_all(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_the_trainer_of_the_benchmark_takes_the_batches_it_is_given() -> None:
     assert "_get_train_sampler" in vars(InGivenOrder)
+
+
+def test_a_fork_does_not_wait_for_the_bar_of_one_that_was_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock = multiprocessing.RLock()
+    monkeypatch.setattr(tqdm, "_lock", lock, raising=False)
+
+    def killed() -> None:
+        lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counts() -> None:
+        signal.alarm(30)  # ends it, if it waits
+        list(tqdm(range(3)))
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    assert in_a_child(counts) == 0

@@ -1,6 +1,7 @@
 """durable.py: whole or not there, whatever happens, and damage found before use."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -394,8 +395,9 @@ def test_a_folder_of_files_is_flushed_whole(
 def test_room_for_three_is_enough(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "os", Spy(free=3000))
     durable._ask_for_room(parent, 1000)
-    with pytest.raises(OSError, match=r"3,003 bytes are needed, 3,000 are free"):
+    with pytest.raises(OSError, match=r"3,003 bytes are needed, 3,000 are free") as caught:
         durable._ask_for_room(parent, 1001)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_all_that_is_ours_can_be_removed(parent: Path) -> None:
