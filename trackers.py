@@ -1,8 +1,8 @@
 """Where else the figures of a run may go: wandb or MLflow, on request.
 
 Only figures, their names and the name of the run folder are sent, never text, paths or settings.
-Both packages are the user's
-to install. For credentialed data a tracker on another machine is refused before anything is read.
+Both packages are the user's to install. For credentialed data a tracker on another machine is
+refused before anything is read.
 """
 
 import os
@@ -14,6 +14,8 @@ from corpus.licence import Mark
 from errors import ConfigError
 
 RemoteTracker = Literal["none", "wandb", "mlflow"]
+MLFLOW_STORE = "mlflow.db"  # in the run folder; its file store is no longer accepted
+NOT_TOLD = {"mlflow.user": "-", "mlflow.source.name": "report2impression"}  # else name and path
 LOCAL_STORES = ("", "file:", "sqlite:", "/", "./")  # of MLFLOW_TRACKING_URI
 
 
@@ -87,9 +89,9 @@ class _Wandb:
 class _Mlflow:
     def __init__(self, mlflow: Any, folder: Path) -> None:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
-            mlflow.set_tracking_uri((folder / "mlflow").resolve().as_uri())
+            mlflow.set_tracking_uri(f"sqlite:///{(folder / MLFLOW_STORE).resolve()}")
         self._mlflow = mlflow
-        mlflow.start_run(run_name=folder.name, log_system_metrics=False)
+        mlflow.start_run(run_name=folder.name, log_system_metrics=False, tags=NOT_TOLD)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(figures), step=step)

@@ -129,7 +129,8 @@ def test_trackers_get_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         sink.close()
     assert told[0]["settings"]["disable_git"] and told[0]["dir"] == str(tmp_path)
     assert told[1:3] == [{"step/loss": 1.5, "optimizer_step": 3}, "end"]
-    assert told[3] == (tmp_path / "mlflow").resolve().as_uri()
+    assert told[3] == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    assert told[4]["tags"].keys() == {"mlflow.user", "mlflow.source.name"}
     assert told[5:] == [({"step/loss": 1.5}, 3), "end"]
 
 
