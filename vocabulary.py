@@ -70,13 +70,25 @@ class Vocabulary:
     def _exact(self, hidden: Tensor, forbidden: Tensor | None, token: int) -> Tensor:
         logits = self.logits(hidden)
         _forbid(logits, forbidden, token)
-        # torch's argmax of half precision is five times slower on a CPU than this.
-        return logits.float().argmax(-1)
+        return first_largest(logits)
 
 
 def _forbid(logits: Tensor, rows: Tensor | None, token: int) -> None:
     if rows is not None:
         logits[:, token] = logits[:, token].masked_fill(rows, float("-inf"))
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """(R, n) -> where the largest of each row stands, the first of several (R,).
+
+    torch's argmax is slow on a CPU in half precision, and twice as slow as amax in fp32: it looks
+    through one block of each row only.
+    """
+    block = next((size for size in BLOCKS if values.shape[1] % size == 0), 1)
+    blocks = values.unflatten(1, (-1, block))
+    where = blocks.amax(-1).float().argmax(-1)
+    some = blocks.gather(1, where[:, None, None].expand(-1, -1, block))[:, 0]
+    return where * block + some.float().argmax(-1)
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from generate import DecodingConfig, Output, generate, longest_first, stream
 from model import LoraSettings, ModelConfig, T5Model, attach_lora, load_base, load_tokenizer, merged
 from tests.tiny import Tiny
 from tokens import Tokens
-from vocabulary import BLOCKS, Vocabulary, largest
+from vocabulary import BLOCKS, Vocabulary, first_largest, largest
 
 Call = dict[str, Any]
 
@@ -215,6 +215,19 @@ def test_largest_is_topk(seed: int, k: int) -> None:
     values[0, 100:9000] = float("-inf")
     for ours, theirs in zip(largest(values, k), values.topk(k), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@given(
+    st.integers(0, 999),
+    st.sampled_from([1, 7, 32, 96, 256 * 3]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_the_first_largest_is_that(seed: int, n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(seed)
+    values = torch.randint(-3, 3, (5, n)).to(dtype)  # many are equal
+    values[0] = float("-inf")
+    expected = [row.index(max(row)) for row in values.tolist()]
+    assert first_largest(values).tolist() == expected
 
 
 @pytest.mark.parametrize(
