@@ -277,7 +277,7 @@ def evaluate(
     pairs = generated.pairs
     prompts, references = [p.prompt for p in pairs], [p.impression for p in pairs]
     written = {**generated.texts, "reference": references}
-    marked = {name: ask(faithfulness.unsupported, prompts, text) for name, text in written.items()}
+    marked = ask(faithfulness.unsupported_by, prompts, written)
     train = training_pairs(sources_of(config, trained)[0])
     outputs = {**generated.texts, **baselines.outputs(prompts, references, train)}
     limits = Limits(
@@ -292,7 +292,7 @@ def evaluate(
     evaluation = compare(
         inputs, stemmer=config.stemmer, seed=config.seed, n_resamples=config.n_resamples
     )
-    by_system = {name: faithfulness.rates(flags(), config.seed) for name, flags in marked.items()}
+    by_system = {n: faithfulness.rates(flags, config.seed) for n, flags in marked().items()}
     figures = evaluation.figures
     figures["faithfulness"] = {
         check: {name: found[check] for name, found in by_system.items()}

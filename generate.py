@@ -45,9 +45,9 @@ class DecodingConfig(SearchConfig):
     few."""
     batch_size: int = 0
     """Reports decoded together by one process; 0 = what fits into cache_mib, at most 256."""
-    cache_mib: int = 1024
+    cache_mib: int = 2048
     """Memory for the keys and values of the reports in flight, in MiB (engine torch, batch_size 0).
-    A token takes 24 KiB in T5-small's fp32, half of that in bf16."""
+    A token takes 24 KiB in T5-small's fp32, half of that in bf16; give large models more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,8 +130,8 @@ def stream(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[Output]:
     """Outputs of the sources named in `order`, each as soon as it has ended. Equal reports (a fifth
-    of some test sets) are decoded once, but by the engine hf, the reference. Raises ConfigError if
-    the engine cannot do it."""
+    of some test sets) are decoded once; with engine = hf, the reference, every one by itself. The
+    first output raises ConfigError if the engine cannot do it."""
     if config.engine != "hf":
         groups = alike(source, order)
         for output in _stream(model, source, list(groups), config, tokenizer):

@@ -15,7 +15,12 @@ from errors import ConfigError
 
 RemoteTracker = Literal["none", "wandb", "mlflow"]
 MLFLOW_STORE = "mlflow.db"  # in the run folder; its file store is no longer accepted
-NOT_TOLD = {"mlflow.user": "-", "mlflow.source.name": "report2impression"}  # else name and path
+# Else MLflow tells who and where you are.
+GIT = ("mlflow.source.git.commit", "mlflow.source.git.branch", "mlflow.source.git.repoURL")
+TOLD_INSTEAD = {
+    **{"mlflow.user": "-", "mlflow.source.name": "report2impression"},
+    **dict.fromkeys(GIT, "-"),
+}
 LOCAL_STORES = ("", "file:", "sqlite:", "/", "./")  # of MLFLOW_TRACKING_URI
 
 
@@ -91,7 +96,7 @@ class _Mlflow:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             mlflow.set_tracking_uri(f"sqlite:///{(folder / MLFLOW_STORE).resolve()}")
         self._mlflow = mlflow
-        mlflow.start_run(run_name=folder.name, log_system_metrics=False, tags=NOT_TOLD)
+        mlflow.start_run(run_name=folder.name, log_system_metrics=False, tags=TOLD_INSTEAD)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(figures), step=step)

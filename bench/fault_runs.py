@@ -59,6 +59,7 @@ def forget_processes() -> None:
 
 def _rank(argv: Sequence[str], rank: int, n_ranks: int, port: int, before: Action) -> None:
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # else accelerate gives each of several ranks all cores
     forget_processes()
     if n_ranks > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_ranks}

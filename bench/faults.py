@@ -53,7 +53,7 @@ class FaultsConfig:
     losses: int = 6
     """Of two processes one killed; half as often stopped, or meeting a bug."""
     steps: int = 4000
-    """Steps of the long run; it saves every tenth."""
+    """Steps of the long run, in whole epochs of 500; it saves every tenth."""
     only: str = ""
     """Rows whose name holds this; empty: all."""
     seed: int = 0

@@ -137,7 +137,7 @@ class InForks:
         return True
 
     def run(self, item: pytest.Item) -> None:
-        stays: Any = item.parent  # what the tests of a module share
+        stays: Any = item.parent  # what the tests of a module share; a target has one module
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=stays)
 
     def survives(self, code: str, items: list[pytest.Item]) -> None:

@@ -33,12 +33,15 @@ def soak(place: Place, n_steps: int) -> Trials:
     }
     look = partial(_look_every, max(1, n_steps // LOOKS), run, notes, temporary)
     finished = fault_runs.run(place.argv(run, **how), before=look) == [0]
-    looks = [json.loads(line) for line in notes.read_text().splitlines()]
+    looks = [json.loads(line) for line in notes.read_text().splitlines()] if finished else []
+    if len(looks) <= WARM + 1:
+        trials.add(False)
+        return trials
     first = looks[WARM]
     for now in looks[WARM + 1 :]:
         thousands = (now["step"] - first["step"]) / 1000
         same = all(now[name] <= first[name] for name in ("files", "threads", "temporary", "kept"))
-        trials.add(finished and same and now["memory"] - first["memory"] < GROWTH * thousands)
+        trials.add(same and now["memory"] - first["memory"] < GROWTH * thousands)
     return trials
 
 

@@ -90,6 +90,13 @@ def unsupported(sources: Sequence[str], outputs: Sequence[str]) -> dict[str, np.
     return {check: np.array([bool(pair[check]) for pair in pairs], dtype=bool) for check in CHECKS}
 
 
+def unsupported_by(
+    sources: Sequence[str], outputs: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """`unsupported` of each system's outputs."""
+    return {system: unsupported(sources, texts) for system, texts in outputs.items()}
+
+
 def rates(flags: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, dict[str, Any]]:
     """Flagged impressions per 100 reports, with Wilson's 95 % interval; ValueError if N is 0.
 

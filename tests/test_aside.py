@@ -2,10 +2,13 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
 from aside import Aside
+from bench.disk_faults import ended, start
 
 prepared: list[int] = []
 
@@ -13,6 +16,10 @@ prepared: list[int] = []
 def prepare() -> list[int]:
     prepared.append(os.getpid())
     return prepared
+
+
+def unprepared() -> None:
+    raise OSError("no such file")
 
 
 def where(value: int) -> tuple[int, int, list[int]]:
@@ -25,26 +32,70 @@ def refuse(_: int) -> None:
 
 def test_it_works_in_a_process_of_its_own_that_has_prepared_itself() -> None:
     aside = Aside(prepare)
-    later = [aside.ask(where, n) for n in range(3)]
-    found = [result() for result in later]
-    assert [value for value, _, _ in found] == [0, 1, 2]
-    (there,) = {pid for _, pid, _ in found}
-    assert there != os.getpid() and found[0][2] == [there]
-    assert later[0]() == found[0]  # as often as it is asked for
+    for n in range(3):
+        later = aside.ask(where, n)
+        value, there, ready = later()
+        assert value == n and there == aside.process.pid and ready == [there]
+        assert later() == (value, there, ready)  # as often as it is asked for
     assert prepared == []  # not here
 
 
-def test_what_it_raises_is_raised_here() -> None:
-    later = Aside(prepare).ask(refuse, 1)
-    with pytest.raises(LookupError, match="no such thing"):
+def test_one_request_at_a_time() -> None:
+    aside = Aside(prepare)
+    later = aside.ask(where, 1)
+    with pytest.raises(RuntimeError, match="under way"):
+        aside.ask(where, 2)
+    assert later()[0] == 1 and aside.ask(where, 2)()[0] == 2
+
+
+def test_a_large_request_and_a_large_answer() -> None:
+    texts = ["no effusion " * 100] * 2000
+    assert Aside(prepare).ask(sorted, texts)() == texts
+
+
+def test_what_fails_there_is_done_here() -> None:
+    """So that its errors have their own place."""
+    aside = Aside(unprepared)
+    later = aside.ask(refuse, 1)
+    with pytest.raises(LookupError, match="no such thing") as caught:
         later()
+    assert caught.traceback[-1].name == "refuse"
+    assert aside.ask(where, 3)()[:2] == (3, aside.process.pid)
 
 
 def test_where_it_was_killed_the_work_is_done_here() -> None:
     aside = Aside(prepare)
     aside.ask(where, 0)()
-    for process in aside._pool._processes.values():
-        os.kill(process.pid or 0, signal.SIGKILL)
+    os.kill(aside.process.pid or 0, signal.SIGSTOP)
     under_way = aside.ask(where, 1)
+    aside.process.kill()
     assert under_way()[:2] == (1, os.getpid())
     assert aside.ask(where, 2)()[:2] == (2, os.getpid())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_the_process_that_began_it(tmp_path: Path, how: signal.Signals) -> None:
+    noted = tmp_path / "number"
+
+    def begin() -> None:
+        number = Aside(prepare).ask(os.getpid)()
+        noted.write_text(str(number))
+        os.kill(os.getpid(), how)
+
+    assert ended(start(begin)) == -how
+    number = int(noted.read_text())
+    for _ in range(1000):
+        if (
+            not Path(f"/proc/{number}").exists()
+            or " Z " in Path(f"/proc/{number}/stat").read_text()
+        ):
+            return
+        time.sleep(0.01)
+    pytest.fail("it is still there")
+
+
+def test_ctrl_c_is_not_for_it() -> None:
+    aside = Aside(prepare)
+    aside.ask(where, 0)()
+    os.kill(aside.process.pid or 0, signal.SIGINT)
+    assert aside.ask(where, 1)()[:2] == (1, aside.process.pid)

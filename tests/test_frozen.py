@@ -40,12 +40,26 @@ def test_rows_may_lie_apart() -> None:
     torch.testing.assert_close(Frozen(weight)(x), F.linear(x, weight))
 
 
-def test_only_what_pays_is_put_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    fp32, bf16, fp16 = (torch.ones(4, 4, dtype=dtype) for dtype in DTYPES)
-    assert frozen.packs(fp32)
-    assert frozen.packs(bf16) == cpu_multiplies_bf16()
-    assert not frozen.packs(fp16)
-    assert not frozen.packs(torch.empty(4, 4, device="meta"))
-    monkeypatch.setattr(frozen, "REORDER", "no_such_operation")
-    plain = Frozen(fp32)
-    assert not plain.is_packed and torch.equal(plain(fp32), fp32 @ fp32.t())
+def test_only_what_pays_is_put_in_another_order() -> None:
+    fp32, bf16, fp16 = (Frozen(torch.ones(4, 4, dtype=dtype)) for dtype in DTYPES)
+    assert (fp32.is_packed, bf16.is_packed, fp16.is_packed) == (True, cpu_multiplies_bf16(), False)
+    assert not Frozen(torch.empty(4, 4, device="meta")).is_packed
+
+
+@pytest.mark.parametrize("name", ["REORDER", "MULTIPLY"])
+def test_a_torch_without_these_operations_multiplies_plainly(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(frozen, name, "no_such_operation")
+    frozen.operations.cache_clear()
+    weight = torch.randn(4, 4)
+    plain = Frozen(weight)
+    assert not plain.is_packed and torch.equal(plain(weight), F.linear(weight, weight))
+    frozen.operations.cache_clear()
+
+
+def test_an_operation_that_takes_other_arguments_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "MULTIPLY", "_convolution_pointwise")
+    frozen.operations.cache_clear()
+    assert not Frozen(torch.randn(4, 4)).is_packed
+    frozen.operations.cache_clear()

@@ -201,6 +201,46 @@ def test_equal_reports_are_decoded_once(
     assert sum(encoded) == 7
 
 
+def test_the_reference_decodes_every_report_by_itself(
+    talkative: T5ForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def rows(_: Any, sources: Any, config: Any) -> Any:
+        sizes.append(len(sources))
+        return [([5], None) for _ in sources]
+
+    monkeypatch.setattr(generation, "_generate_hf", rows)
+    generate(talkative, reports(3).take([0, 1, 0, 2, 0]), DecodingConfig(engine="hf"))
+    assert sizes == [5]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_caches_fit_into_the_memory_they_are_given(
+    talkative: T5ForConditionalGeneration,
+    num_beams: int,
+    precision: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And are not much smaller, where more reports wait."""
+    sizes: list[tuple[int, int]] = []
+
+    class Measured(generation.Cache):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            tensors = [self.own, *(segment.kv for segment in self.segments)]
+            sizes.append((self.places, sum(tensor.nbytes for tensor in tensors)))
+
+    monkeypatch.setattr(generation, "Cache", Measured)
+    config = DecodingConfig(
+        num_beams=num_beams, max_new_tokens=64, cache_mib=1, precision=precision
+    )
+    list(stream(talkative, reports(600), range(600), config))
+    (places, size), *_ = sizes
+    assert 1 < places < 256 // num_beams and 0.6 * 2**20 < size <= 2**20
+
+
 def test_longest_first_keeps_equal_lengths_in_order() -> None:
     source = reports(50)
     order = longest_first(source)
@@ -239,6 +279,7 @@ def test_the_first_largest_is_that(seed: int, n: int, dtype: torch.dtype) -> Non
         ({"no_repeat_ngram": -1}, "no_repeat_ngram"),
         ({"length_penalty": float("nan")}, "length_penalty"),
         ({"batch_size": -1}, "batch_size"),
+        ({"cache_mib": 0}, "cache_mib"),
         ({"precision": "int8"}, "ctranslate2"),
     ],
 )

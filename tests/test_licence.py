@@ -130,7 +130,7 @@ def test_trackers_get_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert told[0]["settings"]["disable_git"] and told[0]["dir"] == str(tmp_path)
     assert told[1:3] == [{"step/loss": 1.5, "optimizer_step": 3}, "end"]
     assert told[3] == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
-    assert told[4]["tags"].keys() == {"mlflow.user", "mlflow.source.name"}
+    assert {"mlflow.user", "mlflow.source.name", *trackers.GIT} == told[4]["tags"].keys()
     assert told[5:] == [({"step/loss": 1.5}, 3), "end"]
 
 
