@@ -66,6 +66,7 @@ class Converted:
         )
         for index, result in zip(order, found, strict=True):
             ids = self.tokenizer.convert_tokens_to_ids(result.hypotheses[0])
+            ids = [token for token in ids if token != self.tokenizer.pad_token_id]
             yield index, ids, result.scores[0] if result.scores else None
 
 
