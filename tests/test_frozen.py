@@ -27,10 +27,12 @@ def test_it_multiplies(rows: int, inputs: int, outputs: int, dtype: torch.dtype,
     kept = weight.clone()
     found, expected = Frozen(weight)(x), F.linear(x, weight)
     assert found.dtype == dtype and found.shape == expected.shape
-    # Sums of fp32 in any order (Higham 2002, 3.5), then one rounding to the dtype.
+    # Sums of fp32 in any order (Higham 2002, 3.5), then one rounding to the dtype: relative, but
+    # below its smallest normal number absolute.
     x, weight = x.double(), weight.double()
     share = (inputs + 1) * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps
-    bound = share * (x.abs() @ weight.abs().t())
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    bound = share * (x.abs() @ weight.abs().t()) + smallest
     assert ((found.double() - x @ weight.t()).abs() <= bound).all()
     assert torch.equal(weight.to(dtype), kept)
 
