@@ -6,6 +6,7 @@
 # make mutation   small changes of the same files that no test notices (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
+WATCHED := $(CURDIR)/checkpoint.py,$(CURDIR)/durable.py,$(CURDIR)/plan.py
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
 
 .PHONY: install demo test test-slow coverage mutation lint tiny-base clean
@@ -38,7 +39,7 @@ test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
 
 coverage: .venv/installed-dev
-	$(BIN)/python -m coverage run --branch --include='$(CURDIR)/checkpoint.py,$(CURDIR)/durable.py,$(CURDIR)/plan.py' -m pytest \
+	$(BIN)/python -m coverage run --branch --include=$(WATCHED) -m pytest \
 		tests/test_plan.py tests/test_checkpoint.py tests/test_training_state.py \
 		tests/test_resume.py tests/test_run_folder.py
 	$(BIN)/python -m coverage report --show-missing --fail-under=100

@@ -29,8 +29,7 @@ from transformers import T5ForConditionalGeneration
 from collation import GRID_MULTIPLE, TOKEN_MULTIPLE, collate_packed
 from fast_attention import Grid, pad
 from fast_ops import Dropout, add_norm
-from fast_t5 import Block, Stack, Step, linears
-from frozen import Frozen
+from fast_t5 import Block, MergedGroup, Stack, Step, linears
 from numerics import cpu_multiplies_bf16
 from vocabulary import Vocabulary
 
@@ -73,12 +72,9 @@ class Decoder:
             weight = base.lm_head.weight.detach().to(dtype)
             screened = self.device.type == "cpu" and cpu_multiplies_bf16()
             self.vocabulary = Vocabulary(weight, screened=screened)
-            cross_kv = torch.cat([block.cross_kv.weight for block in self.decoder.blocks])
-            self.cross_kv = Frozen(cross_kv)
-            for block in self.decoder.blocks:
-                del block.cross_kv  # read through self.cross_kv alone
-            for block in (*self.encoder.blocks, *self.decoder.blocks):
-                block.freeze()
+            others = [block.layer[1].EncDecAttention for block in base.decoder.block]
+            keys_and_values = [layer for other in others for layer in (other.k, other.v)]
+            self.cross_kv = MergedGroup(keys_and_values, dtype)
         self.n_layers, self.n_heads = len(self.decoder.blocks), base.config.num_heads
         self.head_width = base.config.d_kv
         self.scale = base.config.d_model**-0.5 if base.config.scale_decoder_outputs else 1.0
@@ -108,7 +104,7 @@ class Decoder:
         padding = torch.zeros(keys.shape, device=self.device).masked_fill_(~keys, float("-inf"))
         bias = self.encoder.position_bias(grid.shape[1]) + padding.to(self.dtype)[:, None, None, :]
         states = self.encoder(self._step, self.embedding[ids], [grid], [bias.flatten(0, 1)])
-        padded = pad(self.cross_kv(states), grid, 2 * self.n_layers)
+        padded = pad(self.cross_kv(self._step, states), grid, 2 * self.n_layers)
         return padded.unflatten(1, (len(sources), self.n_heads)), padding
 
 

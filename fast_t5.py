@@ -253,18 +253,9 @@ def _stacks(flat: Tensor, weights: Sequence[Tensor], sizes: Sequence[int]) -> li
 
 
 class Group:
-    """Linear layers that read the same input; some or all of them adapted.
+    """Linear layers that read the same input; some or all of them adapted."""
 
-    Without `pairs` the adapter is merged (in fp32, then cast) into a copy of the weights.
-    """
-
-    frozen: Frozen | None = None
-
-    def __init__(self, layers: Sequence[Any], dtype: torch.dtype, pairs: Pairs | None) -> None:
-        if pairs is None:
-            self.weight = torch.cat([_merged_weight(layer) for layer in layers]).to(dtype)
-            self.adapted, self.number = [], None
-            return
+    def __init__(self, layers: Sequence[Any], dtype: torch.dtype, pairs: Pairs) -> None:
         plain = [x.get_base_layer() if isinstance(x, LoraLinear) else x for x in layers]
         width = plain[0].weight.shape[0]
         self.weight = torch.cat([layer.weight.detach() for layer in plain]).to(dtype)
@@ -275,17 +266,22 @@ class Group:
 
     def __call__(self, step: Step, x: Tensor) -> Tensor:
         """(N, D) -> (N, outputs of all layers side by side)."""
-        if self.frozen is not None:
-            return self.frozen(x)
         if self.number is None:
             return F.linear(x, self.weight)
         mask = step.drop_lora.mask(len(self.adapted), *x.shape)
         return grouped_linear(x, self.weight, *step.pairs[self.number], self.adapted, mask)
 
-    def freeze(self) -> None:
-        """From now on only multiply by the matrix, without gradients."""
-        self.frozen = Frozen(self.weight)
-        del self.weight
+
+class MergedGroup:
+    """The same for inference: the adapter is merged (in fp32, then cast) into a copy of the
+    weights. Not differentiable."""
+
+    def __init__(self, layers: Sequence[Any], dtype: torch.dtype) -> None:
+        self.matrix = Frozen(torch.cat([_merged_weight(layer) for layer in layers]).to(dtype))
+
+    def __call__(self, _: Step, x: Tensor) -> Tensor:
+        """(N, D) -> (N, outputs of all layers side by side)."""
+        return self.matrix(x)
 
 
 def _merged_weight(layer: Any) -> Tensor:
@@ -299,11 +295,12 @@ def _merged_weight(layer: Any) -> Tensor:
 
 
 class Block:
-    """One T5 block on packed tokens."""
+    """One T5 block on packed tokens; without `pairs` for inference, and then without keys and
+    values of the source, which fast_decode.py makes for all blocks together."""
 
     def __init__(self, block: Any, dtype: torch.dtype, pairs: Pairs | None) -> None:
-        def group(layers: Sequence[Any]) -> Group:
-            return Group(layers, dtype, pairs)
+        def group(layers: Sequence[Any]) -> Group | MergedGroup:
+            return MergedGroup(layers, dtype) if pairs is None else Group(layers, dtype, pairs)
 
         own = block.layer[0].SelfAttention
         norms = [layer.layer_norm for layer in block.layer]
@@ -313,7 +310,8 @@ class Block:
         if self.is_decoder:
             other = block.layer[1].EncDecAttention
             self.cross_q, self.cross_o = group([other.q]), group([other.o])
-            self.cross_kv = group([other.k, other.v])
+            if pairs is not None:
+                self.cross_kv = group([other.k, other.v])
         dense = block.layer[-1].DenseReluDense
         is_relu = isinstance(dense.act, nn.ReLU)
         self.activation = torch.relu_ if is_relu else dense.act  # in place where that is possible
@@ -341,12 +339,6 @@ class Block:
             update = self.cross_o(step, found)
         x, normed = add_norm(x, update, self.norms[-1], step.drop)
         return x, self.wo(step, step.drop(self.activated(self.wi(step, normed))))
-
-    def freeze(self) -> None:
-        """No gradients from now on."""
-        for group in vars(self).values():
-            if isinstance(group, Group):
-                group.freeze()
 
     def activated(self, h: Tensor) -> Tensor:
         """The feed-forward's first half (N, F or 2 F) -> (N, F)."""

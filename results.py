@@ -158,9 +158,7 @@ def _cases(
     for kind, indices in parts.items():
         for i in indices.tolist():
             shown = {name: column[i] for name, column in texts.items()}
-            marks = {}
-            if show_text:
-                marks = {name: _marks(shown["source"], shown[name]) for name in LABELS}
+            marked = LABELS if show_text else ()
             cases.append(
                 Case(
                     id=pairs[i].id,
@@ -168,7 +166,7 @@ def _cases(
                     kind=kind,
                     rougeL={name: 100 * float(f1[i]) for name, f1 in found.items()},
                     texts=shown if show_text else None,
-                    marks=marks,
+                    marks={name: _marks(shown["source"], shown[name]) for name in marked},
                 )
             )
     return cases

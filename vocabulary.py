@@ -84,7 +84,7 @@ def first_largest(values: Tensor) -> Tensor:
     torch's argmax is slow on a CPU, above all in half precision: this asks for the largest of each
     block, and looks for the place in one block only.
     """
-    block = next((size for size in BLOCKS if values.shape[1] % size == 0), 0)
+    block = _block(values.shape[1])
     if not block:
         return values.float().argmax(-1)
     blocks = values.unflatten(1, (-1, block))
@@ -98,8 +98,7 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     torch sorts whole rows on a CPU; only blocks with one of the k largest maxima can hold any.
     """
-    n = values.shape[1]
-    block = next((size for size in BLOCKS if n % size == 0 and n // size > k), 0)
+    block = _block(values.shape[1], more_than=k)
     if not block:
         return values.topk(k)
     blocks = values.unflatten(1, (-1, block))
@@ -107,3 +106,8 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     some = blocks.gather(1, where[..., None].expand(-1, -1, block)).flatten(1)
     top, place = some.topk(k)
     return top, where.gather(1, place // block) * block + place % block
+
+
+def _block(n: int, more_than: int = 0) -> int:
+    """Size of the blocks, more than so many, that n values fall into; 0 if there is none."""
+    return next((size for size in BLOCKS if n % size == 0 and n // size > more_than), 0)

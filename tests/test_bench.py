@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import T5Config
 
-from bench import corpora
+import tracking
+from bench import corpora, fault_runs, soak
 from bench.common import BenchConfig, evenly
 from bench.disk_faults import in_a_child
 from bench.flops import StepFlops
 from bench.peers import InGivenOrder
+from bench.run_faults import Place
 from data import DataConfig
 from fast_t5 import FastEngine
 from model import ModelConfig
@@ -147,3 +149,13 @@ def test_a_fork_does_not_wait_for_the_bar_of_one_that_was_killed(
 
     assert in_a_child(killed) == -signal.SIGKILL
     assert in_a_child(counts) == 0
+
+
+def test_a_long_run_that_ends_badly_is_one_that_did_not_survive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "draw_curves", tracking.draw_curves)  # a Place takes it away
+    monkeypatch.setattr(soak, "N_REPORTS", 40)
+    monkeypatch.setattr(fault_runs, "run", lambda *_, **__: [7])
+    trials = soak.soak(Place(tmp_path, 0), 100)
+    assert (trials.tried, trials.survived) == (1, 0)

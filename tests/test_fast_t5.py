@@ -19,7 +19,7 @@ import fast_attention
 import fast_ops
 from collation import Example, collate_packed, collate_padded
 from fast_ops import Dropout
-from fast_t5 import FastEngine, why_not
+from fast_t5 import FastEngine, Group, why_not
 from model import PaddedEngine
 from tests.tiny import Tiny, difference, run_loop
 
@@ -347,7 +347,9 @@ def test_the_frozen_base_is_stored_once_in_the_compute_dtype() -> None:
     assert {p.dtype for p in large} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in large}
-    held = {t.data_ptr() for t in (engine.embedding, engine.encoder.blocks[0].qkv.weight)}
+    group = engine.encoder.blocks[0].qkv
+    assert isinstance(group, Group)
+    held = {t.data_ptr() for t in (engine.embedding, group.weight)}
     assert held <= set(storages)
     assert sum(storages.values()) <= 2 * n_frozen
     assert model.get_base_model().lm_head.weight is model.get_base_model().shared.weight

@@ -116,8 +116,7 @@ ALLOWED: dict[str, set[str]] = {
     "vocabulary": {"frozen"},
     "search": {"errors", "vocabulary"},
     "fast_decode": {
-        *("collation", "fast_attention", "fast_ops", "fast_t5", "frozen", "numerics", "quiet"),
-        "vocabulary",
+        *("collation", "fast_attention", "fast_ops", "fast_t5", "numerics", "quiet", "vocabulary"),
     },
     "ct2": {"errors", "model", "quiet", "search", "tokens"},
     "generate": {"collation", "ct2", "errors", "fast_decode", "model", "search", "tokens"},

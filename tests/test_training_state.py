@@ -310,18 +310,20 @@ def test_on_cuda_a_wish_is_heard_a_step_later_and_at_the_end_of_an_epoch_at_once
     """Nobody waits for the device within an epoch."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     checkpoints = kept(tmp_path)
-    heard = [checkpoints._arrived(Wish(value), wait=False) for value in (1.0, 0.0, 4.0)]  # type: ignore[arg-type]
+    arrived: Any = checkpoints._arrived
+    heard = [arrived(Wish(value), wait=False) for value in (1.0, 0.0, 4.0)]
     assert heard == [0.0, 1.0, 0.0]
-    assert checkpoints._arrived(Wish(2.0), wait=True) == 6.0  # type: ignore[arg-type]
-    assert checkpoints._arrived(Wish(8.0), wait=False) == 0.0  # type: ignore[arg-type]
-    assert checkpoints._arrived(Wish(0.0), wait=True) == 8.0  # type: ignore[arg-type]
+    assert arrived(Wish(2.0), wait=True) == 6.0
+    assert arrived(Wish(8.0), wait=False) == 0.0
+    assert arrived(Wish(0.0), wait=True) == 8.0
+    after_step: Any = checkpoints.after_step
     state = trained(1)
-    checkpoints.after_step(at(state, 1), Wish(SAVE), epoch_ends=False)  # type: ignore[arg-type]
+    after_step(at(state, 1), Wish(SAVE), epoch_ends=False)
     assert steps(tmp_path) == []
-    checkpoints.after_step(at(state, 2), Wish(0.0), epoch_ends=False)  # type: ignore[arg-type]
+    after_step(at(state, 2), Wish(0.0), epoch_ends=False)
     assert steps(tmp_path) == [2]
     with pytest.raises(PreemptedError):
-        checkpoints.after_step(at(state, 3), Wish(STOP), epoch_ends=True)  # type: ignore[arg-type]
+        after_step(at(state, 3), Wish(STOP), epoch_ends=True)
 
 
 def test_without_checkpoints_nothing_is_wished_or_kept() -> None:
