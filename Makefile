@@ -6,24 +6,27 @@
 # make mutation   small changes of the same files that no test notices (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
-WATCHED := $(CURDIR)/checkpoint.py,$(CURDIR)/durable.py,$(CURDIR)/plan.py
-LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
+PACKAGE := $(CURDIR)/report2impression
+WATCHED := $(PACKAGE)/runs/checkpoint.py,$(PACKAGE)/runs/durable.py,$(PACKAGE)/batching/plan.py
+# The number is given only so that accelerate does not warn that it was not.
+LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml \
+	--num_cpu_threads_per_process $(shell nproc)
 
 .PHONY: install demo test test-slow coverage mutation lint tiny-base clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[bnb,ct2,dev,trackers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bnb,ct2,dev,trackers]"
 	touch $@
 
 install: .venv/installed
 
 demo: .venv/installed
-	$(BIN)/python -m corpus.synthetic --output_dir runs/demo/data
+	$(BIN)/python -m report2impression synthetic --output_dir runs/demo/data
 	$(LAUNCH) train_loop.py --config recipes/demo.toml
 	$(BIN)/python eval.py --cpu --adapter runs/demo/adapter --data.path runs/demo/data --n 1000 --show_text 3
 
@@ -31,6 +34,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test: lint
 	$(BIN)/python -m pytest
@@ -45,13 +49,13 @@ coverage: .venv/installed-dev
 	$(BIN)/python -m coverage report --show-missing --fail-under=100
 
 mutation: .venv/installed-dev
-	$(BIN)/python -m bench.mutation
+	$(BIN)/python -m bench.reliability.mutation
 
 # Rebuilds assets/tiny_base from nothing (about 20 minutes on 2 cores).
 tiny-base: .venv/installed
 	rm -rf runs/tiny_base
-	$(BIN)/python -m corpus.synthetic --output_dir runs/tiny_base/data --n_train 12000 --seed 1
-	$(BIN)/python -m corpus.new_base --data.path runs/tiny_base/data --output_dir runs/tiny_base/untrained \
+	$(BIN)/python -m report2impression synthetic --output_dir runs/tiny_base/data --n_train 12000 --seed 1
+	$(BIN)/python -m report2impression new-base --data.path runs/tiny_base/data --output_dir runs/tiny_base/untrained \
 		--d_model 192 --d_ff 512 --d_kv 32 --n_heads 6 --n_layers 3 --vocab_size 1200
 	$(LAUNCH) train_loop.py --config recipes/tiny_base.toml
 	rm -rf assets/tiny_base && cp -r runs/tiny_base/model assets/tiny_base

@@ -11,72 +11,42 @@ B examples, S source tokens, T target tokens.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from functools import cached_property, partial
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from collation import Collate, Example
-from corpus.pairs import BadRow
-from denoise import MIN_TOKENS, corrupt, corrupted_lengths, cuts, split_at
-from errors import ConfigError, DataError
-from privacy import for_terminal
-from sources import SourceConfig
-from token_store import SHOWN, PairStream, Side, Survey, tokenised
-from tokens import Tokens
+from report2impression.batching.collation import Collate, Example
+from report2impression.batching.dataset import LengthStatistics, PlannedDataset, batches
+from report2impression.batching.denoise import (
+    MIN_TOKENS,
+    corrupt,
+    corrupted_lengths,
+    cuts,
+    split_at,
+)
+from report2impression.batching.plan import Step
+from report2impression.batching.token_store import (
+    PairStream,
+    Side,
+    Survey,
+    digest,
+    survey,
+    tokenised,
+)
+from report2impression.batching.tokens import Tokens
+from report2impression.program.errors import ConfigError, DataError
+from report2impression.program.terminal import print_table
+from report2impression.reading.options import DataConfig
+from report2impression.reading.sources import stream_pairs, tell_skipped
+from report2impression.runs.processes import on_rank_0
+from report2impression.runs.recipe import Objective, TrainConfig
 
 IMPRESSION_MARK = " impression "  # between findings and impression in a whole report
-
-Objective = Literal["extract", "denoise"]
-
-
-@dataclass(frozen=True)
-class DataConfig(SourceConfig):
-    """What is read and how it is cut into tokens."""
-
-    prefix: str = "extract: "
-    """Text put before every report, the task's name for T5."""
-    max_source_tokens: int = 512
-    """Longest source in tokens, end-of-sequence included; longer ones are cut and counted."""
-    max_target_tokens: int = 256
-    """Longest target in tokens, end-of-sequence included; longer ones are cut and counted."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_source_tokens < 4 or self.max_target_tokens < 2:
-            raise ConfigError(
-                "data.max_source_tokens must be at least 4, data.max_target_tokens at least 2"
-            )
-
-
-class LengthStatistics(NamedTuple):
-    """One row of the table printed before training; lengths in tokens."""
-
-    split: str
-    side: str
-    examples: int
-    mean: float
-    p95: float
-    longest: int
-    truncated: int
-
-
-class PlannedDataset(Protocol):
-    """What the loop needs: lengths for the plan, examples by index, statistics to print."""
-
-    @property
-    def source_lengths(self) -> NDArray[np.int64]: ...
-    @property
-    def target_lengths(self) -> NDArray[np.int64]: ...
-    @property
-    def ids(self) -> Sequence[str]: ...
-    def for_epoch(self, epoch: int) -> "PlannedDataset": ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Example: ...
-    def statistics(self) -> list[LengthStatistics]: ...
 
 
 @dataclass(frozen=True)
@@ -165,7 +135,7 @@ class DenoiseDataset(Dataset):
 
 def _statistics(split: str, side: str, tokens: Tokens) -> LengthStatistics:
     lengths = tokens.lengths
-    p95 = float(np.percentile(lengths, 95))
+    p95 = int(np.percentile(lengths, 95, method="nearest"))
     longest = int(lengths.max())
     return LengthStatistics(
         split, side, len(lengths), float(lengths.mean()), p95, longest, tokens.n_truncated
@@ -249,27 +219,41 @@ def _special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     return int(value)
 
 
-def batches(
+def rank_batches(
     dataset: PlannedDataset,
-    indices: Iterable[NDArray[np.int64]],
+    steps: Iterable[Step],
+    rank: int,
     collate: Collate,
-    *,
-    pin_memory: bool = False,
+    device: torch.device,
 ) -> DataLoader:
-    """The given batches of the dataset, in the given order, in this process (tokenised data
-    needs no workers)."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        # One list at a time: an epoch of 10 million would be 400 MB of Python integers.
-        batch_sampler=(batch.tolist() for batch in indices),
-        collate_fn=collate,
-        pin_memory=pin_memory,
+    """This rank's micro-batches of the given steps, collated and (for CUDA) pinned."""
+    shards = (micro_batch[rank] for step in steps for micro_batch in step.micro_batches)
+    return batches(dataset, shards, collate, pin_memory=device.type == "cuda")
+
+
+def read_data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> tuple[PlannedDataset, PlannedDataset, str]:
+    """(training, validation, digest of both). Rank 0 looks through the source; then one process
+    tokenises, and all of them map the same files."""
+    streams = {n: partial(stream_pairs, config.data, n) for n in ("train", "validation")}
+    found = on_rank_0(accelerator, lambda: [survey(n, stream) for n, stream in streams.items()])
+    training, validation = (
+        build_dataset(
+            split,
+            streams[split.split],
+            tokenizer,
+            config.data,
+            objective=config.objective,
+            continued=config.continued,
+            seed=config.seed,
+            keep_impressions=split.split == "validation" and config.generate_n > 0,
+        )
+        for split in found
     )
-
-
-def tell_skipped(split: str, n_rows: int, skipped: Sequence[BadRow], n_skipped: int) -> None:
-    """Name the first bad rows left out (places and reasons, never text)."""
-    if n_skipped:
-        first = for_terminal("; ".join(f"{bad.where}: {bad.reason}" for bad in skipped[:SHOWN]))
-        more = ", ..." if n_skipped > SHOWN else ""
-        print(f"{split}: {n_skipped:,} of {n_rows:,} rows skipped ({first}{more})")
+    if accelerator.is_main_process:
+        rows = training.statistics() + validation.statistics()
+        print_table("Reports read, lengths in tokens", rows[0]._fields, rows, digits=1)
+        for split in found:
+            tell_skipped(split.split, split.n_rows, split.first_skipped, split.n_skipped)
+    return training, validation, digest(text for split in found for text in split[:2])

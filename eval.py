@@ -2,160 +2,60 @@
 
     python eval.py --adapter RUN/adapter [--data.path DIR] --n 1000 [--show_text 3]
     accelerate launch eval.py --adapter RUN/adapter ...                on several processes
-    python eval.py --compare RUN_A RUN_B                               two evaluated runs, paired
+    report2impression compare RUN_A RUN_B                              two evaluated runs, paired
 
 Base and adapter see the same reports, the same tokens, the same order. The adapter is merged in
 fp32. Fully tuned models have no base beside them and are not compared here.
 """
 
+from report2impression.program.errors import exits_cleanly
+from report2impression.runs.settings import evaluation_settings
+
+if __name__ == "__main__":
+    evaluation_settings()  # --help, mistakes and --dry_run are answered before torch is loaded
+
 import hashlib
 import json
 import os
-import random
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
 
-from adapter_files import read_settings
-from allocator import keep_freed_memory
-from aside import Aside
-from config import load, parse
-from corpus.pairs import Pair, has_split
-from data import DataConfig, tell_skipped
-from dry_run import dry_run
-from errors import ConfigError, DataError, exits_cleanly
-from generate import DecodingConfig, Output, generate, to_text
-from model import ModelConfig, T5Model, load_adapter, load_base, load_tokenizer, merged
-from quiet import quieten_libraries
-from recipe import TrainConfig
-from results import (
+from report2impression.batching.tokens import Tokens, tokenise
+from report2impression.decoding.generate import generate, to_text
+from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.program.errors import DataError
+from report2impression.program.process import Aside, keep_freed_memory
+from report2impression.reading.options import SourceConfig
+from report2impression.reading.pairs import Pair, has_split
+from report2impression.reading.sources import read_pairs, sample_indices, tell_skipped
+from report2impression.reporting.results import (
     LABELS,
     open_results,
-    print_run_comparison,
     print_scores,
     remove_predictions,
     show_examples,
-    write_json,
     write_predictions,
     write_report,
     write_results,
 )
-from scoring import baselines, faithfulness
-from scoring.comparison import Evaluation, Inputs, compare, compare_runs
-from scoring.guard_rails import Limits
-from scoring.records import read_per_report
-from scoring.rouge_bleu import scores
-from sources import SourceConfig, read_pairs
-from tokens import Tokens, tokenise
+from report2impression.runs.evaluation import EvalConfig, sources_of
+from report2impression.runs.recipe import TrainConfig
+from report2impression.scoring import baselines
+from report2impression.scoring.comparison import Evaluation, Inputs, compare
+from report2impression.scoring.faithfulness import checks as faithfulness
+from report2impression.scoring.guard_rails import Limits
+from report2impression.weights.adapter_files import read_settings
+from report2impression.weights.loading import load_adapter, load_base, load_tokenizer, merged
 
-Trained = TypeVar("Trained", DataConfig, ModelConfig)
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
-
-
-@dataclass(frozen=True)
-class BaseConfig:
-    """The base under the adapter."""
-
-    path: str | None = None
-    """Folder or hub id of the base; none = the one the adapter was trained on."""
-    revision: str | None = None
-    """Hub commit or tag of the base; none = as in training, with a path of your own: main."""
-
-
-@dataclass(frozen=True)
-class EvalData:
-    """Where the test reports are read from."""
-
-    path: str | None = None
-    """Folder with the test split in any format of training, or a hub data set id; none = the one
-    trained on."""
-    revision: str | None = None
-    """Hub commit or tag of the data set; none = as in training, with a path of your own: main."""
-    source_column: str | None = None
-    """Column of the findings; none = as in training."""
-    target_column: str | None = None
-    """Column of the impression; none = as in training."""
-    id_column: str | None = None
-    """Column of the id; none = as in training."""
-    group_column: str | None = None
-    """Column of the group; none = as in training."""
-    patient_column: str | None = None
-    """Column of the patient; none = as in training."""
-    on_bad_row: Literal["auto", "error", "skip"] | None = None
-    """Empty, null or broken rows: stop, or skip and count; none = as in training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig(DecodingConfig):
-    """One comparison of a base with its adapter."""
-
-    adapter: str
-    """Adapter folder of a run (RUN/adapter); a fully tuned RUN/model cannot be compared."""
-    n: int = 1000
-    """Test reports to sample; 0 or more than there are = all."""
-    seed: int = 0
-    """Seed of the sample, of the bootstrap and of the random swaps."""
-    stemmer: bool = True
-    """Porter stemmer in ROUGE (rouge-score's use_stemmer)."""
-    n_resamples: int = 10_000
-    """Bootstrap resamples and random swaps behind intervals and p values."""
-    show_text: int = 0
-    """Print this many examples side by side: report, reference, base, LoRA (shows report text, and
-    puts the cases' texts into report.html)."""
-    save_predictions: bool = False
-    """Also write predictions.jsonl (report text, readable by its owner only), which
-    scoring.memorisation reads."""
-    output_dir: str | None = None
-    """Folder of scores.json, report.html and more; none = evaluation/ beside the adapter."""
-    cpu: bool = False
-    """Decode on the CPU even if a GPU is there."""
-    dry_run: bool = False
-    """Only show which reports would be read (counts and columns, no text)."""
-    data: EvalData = field(default_factory=EvalData)
-    model: BaseConfig = field(default_factory=BaseConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("n", 0), ("seed", 0), ("show_text", 0), ("n_resamples", 100)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Two runs, evaluated before on the same test reports."""
-
-    run_a: str
-    """Run folder (or its evaluation folder, or a per_report.jsonl)."""
-    run_b: str
-    """The run that a is compared with."""
-    system: str = "lora"
-    """What is compared: lora, base, or a baseline."""
-    n_resamples: int = 10_000
-    """Bootstrap resamples and random swaps behind intervals and p values."""
-    seed: int = 0
-    """Seed of both."""
-    output: str | None = None
-    """Also write the figures to this JSON file."""
-
-
-def as_trained(given: EvalData | BaseConfig, trained: Trained) -> Trained:
-    """The trained run's settings, but for what is given. A revision and further sources stay with
-    their path."""
-    values = {name: value for name, value in asdict(given).items() if value is not None}
-    if values.get("path", trained.path) != trained.path:
-        alone = {"revision": None, "mix": (), "weights": ()}
-        values = {name: none for name, none in alone.items() if hasattr(trained, name)} | values
-    return replace(trained, **values)
 
 
 def training_pairs(config: SourceConfig) -> list[tuple[str, str]] | None:
@@ -167,33 +67,6 @@ def training_pairs(config: SourceConfig) -> list[tuple[str, str]] | None:
         if has_split(config.path, "train"):
             raise  # it is there, and broken
         return None
-
-
-def sample_indices(n_reports: int, n: int, seed: int) -> list[int]:
-    """Indices of n reports drawn without replacement, in ascending order; all of them if n is 0
-    or too large."""
-    if not 0 < n < n_reports:
-        return list(range(n_reports))
-    return sorted(random.Random(seed).sample(range(n_reports), n))
-
-
-def generation_scores(
-    model: T5Model,
-    tokenizer: PreTrainedTokenizerBase,
-    source: Tokens,
-    references: Sequence[str],
-    *,
-    n: int,
-    seed: int,
-    decoding: DecodingConfig,
-    rank: int = 0,
-    n_ranks: int = 1,
-) -> dict[str, float]:
-    """ROUGE and BLEU (percent) of outputs on n sampled reports; the same figures on every rank."""
-    chosen = sample_indices(len(references), n, seed)
-    outputs = generate(model, source.take(chosen), decoding, rank=rank, n_ranks=n_ranks)
-    predictions = to_text(tokenizer, [output.ids for output in outputs])
-    return scores(predictions, [references[i] for i in chosen])
 
 
 @dataclass(frozen=True)
@@ -252,11 +125,6 @@ def generate_both(
     )
 
 
-def sources_of(config: EvalConfig, trained: TrainConfig) -> tuple[DataConfig, ModelConfig]:
-    """Where the reports and the base come from."""
-    return as_trained(config.data, trained.data), as_trained(config.model, trained.model)
-
-
 def _weights_sha256(model: torch.nn.Module) -> str:
     """Of the weights in memory, wherever they came from."""
     digest = hashlib.sha256()
@@ -306,47 +174,11 @@ def evaluate(
     return evaluation, outputs
 
 
-def compare_main(runs: Sequence[str]) -> None:
-    """`--compare RUN_A RUN_B`: the paired table of two runs that were evaluated before."""
-    if len(runs) < 2 or any(run.startswith("-") for run in runs[:2]):
-        raise ConfigError("--compare needs two evaluated runs: eval.py --compare RUN_A RUN_B")
-    flags = [f"--run_a={runs[0]}", f"--run_b={runs[1]}", *runs[2:]]
-    config = parse(CompareConfig, flags, description="Two evaluated runs, paired")
-    a, b = (_records(Path(run).expanduser()) for run in (config.run_a, config.run_b))
-    figures = compare_runs(
-        read_per_report(a),
-        read_per_report(b),
-        system=config.system,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    )
-    print(f"a = {config.run_a}, b = {config.run_b}, system {config.system}")
-    print_run_comparison(figures)
-    if config.output:
-        write_json(Path(config.output), figures)
-
-
-def _records(run: Path) -> Path:
-    return run / "evaluation" if (run / "evaluation").is_dir() else run
-
-
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
-    quieten_libraries()
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--compare"]:
-        return compare_main(argv[1:])
-    config = parse(EvalConfig, argv, description=(__doc__ or "").partition("\n")[0])
+    config, trained = evaluation_settings(argv)
     adapter = Path(config.adapter).expanduser()
-    for name in ("training.toml", "adapter_config.json"):
-        if not (adapter / name).is_file():
-            raise ConfigError(
-                f"{adapter} holds no {name}: give the adapter folder of a run (RUN/adapter)"
-            )
-    trained = load(TrainConfig, adapter / "training.toml")
-    if config.dry_run:
-        return dry_run(as_trained(config.data, trained.data), ["test"])
     read_settings(adapter)  # refuses it before hours of decoding
     folder = Path(config.output_dir or adapter.parent / "evaluation")
     first = os.environ.get("RANK", "0") == "0"

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from allocator import keep_freed_memory
-from config import parse
-from data import DataConfig, ExtractDataset, build_dataset
-from model import LoraSettings, ModelConfig, T5Model, attach_lora, load_base, load_tokenizer
-from plan import padded_cost
-from quiet import quieten_libraries
-from sources import stream_pairs
-from token_store import survey
+from data import ExtractDataset, build_dataset
+from model import attach_lora
+from report2impression.batching.plan import padded_cost
+from report2impression.batching.token_store import survey
+from report2impression.engine.models import T5Model
+from report2impression.program.config import parse
+from report2impression.program.process import keep_freed_memory, quieten_libraries
+from report2impression.reading.options import DataConfig
+from report2impression.reading.sources import stream_pairs
+from report2impression.weights.loading import load_base, load_tokenizer
+from report2impression.weights.options import LoraSettings, ModelConfig
 
 IntArray = NDArray[np.int64]
 

@@ -22,23 +22,17 @@ import torch
 
 from bench.common import BenchConfig, gemm_gflops, print_json, start
 from bench.timing import now
-from ct2 import Converted
-from errors import exits_cleanly
-from fast_decode import Decoder
-from generate import (
-    DTYPES,
-    DecodingConfig,
-    Output,
-    alike,
-    decode,
-    decode_hf,
-    longest_first,
-    stream,
-)
-from model import load_base, load_tokenizer
-from sources import read_pairs
-from tokens import Tokens, tokenise
-from tracking import print_table
+from report2impression.batching.tokens import Tokens, tokenise
+from report2impression.decoding.cache import Decoder
+from report2impression.decoding.ct2 import Converted
+from report2impression.decoding.generate import DTYPES, alike, longest_first, stream
+from report2impression.decoding.hf import decode_hf
+from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.decoding.places import decode
+from report2impression.program.errors import exits_cleanly
+from report2impression.program.terminal import print_table
+from report2impression.reading.sources import read_pairs
+from report2impression.weights.loading import load_base, load_tokenizer
 
 HF_BATCHES = (32, 48, 64, 96, 128)
 CT2_BATCHES = (16, 48, 96, 192)

@@ -20,9 +20,9 @@ import torch
 from bench import peers
 from bench.common import BenchConfig, load_data, print_json, start
 from bench.train_speed import PEERS, OurSide, our_batches, ours
-from errors import ConfigError
-from model import load_tokenizer
-from tracking import print_table
+from report2impression.program.errors import ConfigError
+from report2impression.program.terminal import print_table
+from report2impression.weights.loading import load_tokenizer
 
 OURS = {
     "ours": OurSide(),

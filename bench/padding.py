@@ -16,10 +16,10 @@ from bench.common import BenchConfig, IntArray, fresh_model, load_data, print_js
 from bench.flops import StepFlops
 from bench.peers import grouped_batches, random_batches
 from bench.train_speed import our_batches
-from collation import GRID_MULTIPLE
 from data import ExtractDataset
-from plan import plan_epoch
-from tracking import print_table
+from report2impression.batching.collation import GRID_MULTIPLE
+from report2impression.batching.plan import plan_epoch
+from report2impression.program.terminal import print_table
 
 RANKS = (2, 4, 8)
 

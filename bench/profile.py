@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.common import load_data, print_json, start
 from bench.train_speed import OurSide, SpeedConfig, our_batches, ours
-from tracking import print_table
+from report2impression.program.terminal import print_table
 
 # The first part whose word stands in an operation's name owns it.
 PARTS = {

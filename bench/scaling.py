@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-import bench.corpora as corpora_of
 from bench.common import BenchConfig, print_json, start
-from bench.corpora import GIB, Figures
+from bench.corpora import large as corpora_of
+from bench.corpora.large import GIB, Figures
 from bench.timing import seconds
-from collation import Example
-from errors import ConfigError
-from recipe import TrainConfig
-from tracking import print_table
-from train_loop import build_engine, build_model
+from model import build_engine, build_model
+from report2impression.batching.collation import Example
+from report2impression.program.errors import ConfigError
+from report2impression.program.terminal import print_table
+from report2impression.runs.recipe import TrainConfig
 
 BATCHES, SOURCES, TARGETS = (4, 8, 16, 32), (32, 64, 128, 256, 512), (16, 32, 64, 128, 256)
 MEMORY = {
@@ -86,7 +86,7 @@ def step_ms(config: ScalingConfig) -> dict[str, dict[int, float]]:
 
 
 def in_own_process(what: str, n: int) -> Figures:
-    """Figures of `bench.corpora` for n reports, from a fresh process with the same flags."""
+    """Figures of `bench.corpora.large` for n reports, from a fresh process with the same flags."""
     done = subprocess.run(
         [*sys.orig_argv, f"--only={what}", f"--reports={n}"], capture_output=True, text=True
     )

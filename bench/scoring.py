@@ -19,13 +19,13 @@ import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from bench.common import print_json
-from config import parse
-from corpus.synthetic import generate
-from errors import ConfigError, exits_cleanly
-from scoring.comparison import Inputs, compare, paired
-from scoring.rouge_bleu import ALL_METRICS, scores, statistics
-from scoring.significance import CHUNK_CELLS, Floats, bootstrap_sums, swap_sums
-from tracking import print_table
+from report2impression.corpora.synthetic import generate
+from report2impression.program.config import parse
+from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.terminal import print_table
+from report2impression.scoring.comparison import Inputs, compare, paired
+from report2impression.scoring.rouge_bleu import ALL_METRICS, scores, statistics
+from report2impression.scoring.significance import CHUNK_CELLS, Floats, bootstrap_sums, swap_sums
 
 LIMIT_S = 10.0
 

@@ -29,20 +29,15 @@ from bench.common import (
 )
 from bench.flops import StepFlops
 from bench.timing import now
-from data import ExtractDataset, batches
-from model import load_tokenizer
-from numerics import (
-    DTYPES,
-    Precision,
-    apply_update,
-    autocast,
-    build_optimizer,
-    resolve_precision,
-)
-from plan import plan_epoch
-from recipe import TrainConfig
-from tracking import print_table
-from train_loop import build_engine, build_model
+from data import ExtractDataset
+from model import build_engine, build_model
+from report2impression.batching.dataset import batches
+from report2impression.batching.plan import plan_epoch
+from report2impression.engine.precision import DTYPES, autocast, resolve_precision
+from report2impression.program.terminal import print_table
+from report2impression.runs.recipe import Precision, TrainConfig
+from report2impression.training.updates import apply_update, build_optimizer
+from report2impression.weights.loading import load_tokenizer
 
 
 @dataclass(frozen=True)

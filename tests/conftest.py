@@ -26,7 +26,7 @@ def _one_thread() -> Iterator[None]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
     import torch
 
-    from tests.tiny import make_tiny  # late: most tests need no torch
+    from tests.tiny import make_tiny
 
     torch.set_num_threads(1)
     return make_tiny(tmp_path_factory.mktemp("tiny"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation_page import Case
+from report2impression.reporting.evaluation_page import Case
 
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "rougeLsum_split", "bleu")
 PUBLISHED = {

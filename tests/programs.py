@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import fault_runs
-from bench.disk_faults import ended, own_progress_bars
+from bench.reliability import fault_runs
+from bench.reliability.disk_faults import ended, own_progress_bars
 
 NETWORK = "network.log"
 CALLS = {

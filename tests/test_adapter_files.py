@@ -18,10 +18,13 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
-from adapter_files import CONFIG, WEIGHTS
-from bench.disk_faults import in_a_child
-from errors import ConfigError
-from model import LoraSettings, attach_lora, load_adapter, save_model
+from bench.reliability.disk_faults import in_a_child
+from model import attach_lora
+from report2impression.program.errors import ConfigError
+from report2impression.weights.adapter_files import CONFIG, WEIGHTS
+from report2impression.weights.loading import load_adapter
+from report2impression.weights.options import LoraSettings
+from report2impression.weights.saving import save_model
 
 SIZES = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_heads": 2, "vocab_size": 64}
 V = "base_model.model.decoder.block.1.layer.0.SelfAttention.v.lora_B.weight"

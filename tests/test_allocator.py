@@ -8,7 +8,7 @@ from tests.tiny import python
 
 CODE = """
 import resource, torch
-from allocator import keep_freed_memory
+from report2impression.program.process import keep_freed_memory
 torch.set_num_threads(1)
 kept = keep_freed_memory() if {keep} else True
 def faults():

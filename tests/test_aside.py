@@ -1,4 +1,4 @@
-"""aside.py: the same results, whether the second process lives, fails or is killed."""
+"""program/process.py, Aside: the same results, whether the second process lives, fails or dies."""
 
 import os
 import signal
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aside import Aside
-from bench.disk_faults import ended, start
+from bench.reliability.disk_faults import ended, start
+from report2impression.program.process import Aside
 
 prepared: list[int] = []
 

@@ -15,19 +15,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus import audit as module
-from corpus import audit_checks, subwords
-from corpus.audit import AuditConfig, AuditSource, FindingsError, audit, read_splits
-from corpus.audit_checks import has_placeholder, is_boilerplate, prepare, run_checks
-from corpus.audit_findings import CHECKS, bad_rows, judge
-from corpus.cleaning import REMOVABLE, names_to_remove
-from corpus.licence import Mark, read_mark, write_mark
-from corpus.near_duplicates import near, shingle_hashes, sketches
-from corpus.pairs import SPLITS, BadRow, Pair, Split, read_split
-from corpus.synthetic import generate
-from errors import ConfigError, DataError
-from scoring.duplicates import NEAR, normalised, overlap, shingles
+from report2impression.audit import audit as module
+from report2impression.audit import checks as audit_checks
+from report2impression.audit import subwords
+from report2impression.audit.audit import (
+    AuditConfig,
+    AuditSource,
+    FindingsError,
+    audit,
+    read_splits,
+)
+from report2impression.audit.checks import has_placeholder, is_boilerplate, prepare, run_checks
+from report2impression.audit.cleaning import REMOVABLE, names_to_remove
+from report2impression.audit.findings import CHECKS, bad_rows, judge
+from report2impression.corpora.synthetic import generate
+from report2impression.program.errors import ConfigError, DataError
+from report2impression.reading.licence import Mark, read_mark, write_mark
+from report2impression.reading.pairs import SPLITS, BadRow, Pair, Split, read_split
+from report2impression.scoring.duplicates import (
+    NEAR,
+    near,
+    normalised,
+    shingle_hashes,
+    sketches,
+)
 from tests.browser import NoBrowser, browser
+from tests.test_duplicates import overlap, shingles
 
 TINY = str(Path(__file__).parent.parent / "assets" / "tiny_base")
 WORDS = [
@@ -346,7 +359,7 @@ def test_cleaning_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mon
     pairs["test"] = [replace(p, impression=p.prompt) for p in pairs["test"]]
     with pytest.raises(DataError, match="nothing of test"):
         run(tmp_path, pairs, clean=str(tmp_path / "new"))
-    monkeypatch.setattr("corpus.cleaning._line", lambda pair: 1 / 0)
+    monkeypatch.setattr("report2impression.audit.cleaning._line", lambda pair: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, clean_pairs(), clean=str(tmp_path / "new"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data", "full"]

@@ -31,16 +31,16 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import corpus.rows
 import eval as evaluation
 import train_loop
-from config import save
-from corpus.audit_checks import prepare, run_checks
-from corpus.pairs import Pair, Split, read_split, stream_split
-from corpus.rows import ENDINGS
-from data import DataConfig
-from errors import DataError, UserError
-from recipe import TrainConfig
+from report2impression.audit.checks import prepare, run_checks
+from report2impression.program.config import save
+from report2impression.program.errors import DataError, UserError
+from report2impression.reading import rows as reading_rows
+from report2impression.reading.options import DataConfig
+from report2impression.reading.pairs import Pair, Split, read_split, stream_split
+from report2impression.reading.rows import ENDINGS
+from report2impression.runs.recipe import TrainConfig
 from tests.tiny import Tiny
 
 CANARY = "zebrafish Ωmega 4711 opacity"
@@ -517,7 +517,7 @@ def test_a_line_is_bounded_so_that_no_archive_fills_the_memory(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """50 MB in one line out of 50 kB; with a bound of 1 MB the rest of the line is not kept."""
-    monkeypatch.setattr(corpus.rows, "MAX_LINE_BYTES", 10**6)
+    monkeypatch.setattr(reading_rows, "MAX_LINE_BYTES", 10**6)
     pack = gzip.compress if ending.endswith("gz") else zstandard.compress
     kind = ending.split(".")[0]
     clean = encode([GOOD, GOOD], kind)
@@ -528,7 +528,7 @@ def test_a_line_is_bounded_so_that_no_archive_fills_the_memory(
     assert peak < 8_000_000
     if kind == "jsonl":
         assert isinstance(found, Split) and (len(found.pairs), found.n_rows) == (4, 5)
-        assert found.skipped[0].reason == corpus.rows.TOO_LONG
+        assert found.skipped[0].reason == reading_rows.TOO_LONG
     else:
         assert isinstance(found, str) and f"train.{ending} line 4" in found
 
@@ -537,7 +537,7 @@ def test_a_line_is_bounded_so_that_no_archive_fills_the_memory(
 def test_a_cell_is_bounded_in_every_format(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corpus.pairs.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("report2impression.reading.pairs.MAX_LINE_BYTES", 1000)
     rows: list[dict[str, Any] | bytes] = [GOOD, GOOD | {"prompt": f"{CANARY} " * 40}]
     (tmp_path / f"train.{ending}").write_bytes(encode(rows, ending))
     split = read(tmp_path, "skip")

@@ -14,16 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import T5Config
 
-import tracking
-from bench import corpora, fault_runs, soak
 from bench.common import BenchConfig, evenly
-from bench.disk_faults import in_a_child
+from bench.corpora import large as corpora
 from bench.flops import StepFlops
 from bench.peers import InGivenOrder
-from bench.run_faults import Place
-from data import DataConfig
-from fast_t5 import FastEngine
-from model import ModelConfig
+from bench.reliability import fault_runs, soak
+from bench.reliability.disk_faults import in_a_child
+from bench.reliability.run_faults import Place
+from report2impression.engine.fast import FastEngine
+from report2impression.reading.options import DataConfig
+from report2impression.runs import tracking
+from report2impression.weights.options import ModelConfig
 from tests.test_fast_t5 import adapted_t5, packed
 from tests.tiny import Tiny, python
 

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import durable
-from bench.disk_faults import (
+from bench.reliability.disk_faults import (
     ERRNOS,
     Fault,
     Journal,
@@ -29,8 +28,10 @@ from bench.disk_faults import (
     kills,
     operations,
 )
-from durable import DamagedError, commit, newest, prune, read, stored
-from errors import StorageError
+from report2impression.program import files
+from report2impression.program.errors import StorageError
+from report2impression.runs import durable
+from report2impression.runs.durable import DamagedError, commit, newest, prune, read, stored
 
 
 def contents(step: int) -> dict[str, bytes]:
@@ -44,7 +45,7 @@ def contents(step: int) -> dict[str, bytes]:
 
 def keep_one_more(parent: Path, step: int) -> None:
     """What a run does when a checkpoint is due."""
-    durable.make_folder(parent)
+    files.make_folder(parent)
     commit(parent, step, contents(step), {"run": "x", "n": step})
     prune(parent, keep=2, also=1)
 
@@ -158,7 +159,7 @@ def test_power_lost_anywhere_in_a_save(parent: Path, tmp_path: Path) -> None:
 def test_a_flush_that_is_left_out_would_be_found(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
-    flush, confirmed = durable.flush, Journal._fsync
+    flush, confirmed = files.flush, Journal._fsync
 
     def some_names(path: Path) -> None:
         if (path == parent) != (left_out == "names of the parent"):
@@ -228,9 +229,9 @@ def test_a_disk_that_is_gone_for_good(parent: Path, kind: str) -> None:
 
 def test_what_the_disk_did_is_told(tmp_path: Path) -> None:
     again = "make room or mend it, then run the same command again: it goes on from the last "
-    told = str(durable.storage_error(OSError(28, "No space left on device"), tmp_path))
+    told = str(files.storage_error(OSError(28, "No space left on device"), tmp_path))
     assert told == f"cannot use {tmp_path}: No space left on device; {again}checkpoint"
-    told = str(durable.storage_error(TimeoutError(), tmp_path))
+    told = str(files.storage_error(TimeoutError(), tmp_path))
     assert told == f"cannot use {tmp_path}: TimeoutError; {again}checkpoint"
 
 
@@ -251,8 +252,8 @@ def test_a_full_disk_is_noticed_before(parent: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_disk_that_writes_other_bytes(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = durable._write
-    monkeypatch.setattr(durable, "_write", lambda file, data: written(file, data[:-1]))
+    written = files.write_new
+    monkeypatch.setattr(durable, "write_new", lambda file, data: written(file, data[:-1]))
     with pytest.raises(StorageError) as caught:
         commit(parent, 4, contents(4), {"n": 4})
     assert str(caught.value) == (
@@ -266,10 +267,10 @@ def test_a_disk_that_writes_other_bytes(parent: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("at", range(8))
 def test_a_file_is_replaced_or_left(tmp_path: Path, at: int) -> None:
     file = tmp_path / "status.json"
-    durable.write_file(file, b"old")
+    files.write_file(file, b"old")
     with faulty(Fault(at, "broken")) as disk:
         try:
-            durable.write_file(file, b"new")
+            files.write_file(file, b"new")
         except OSError:
             assert len(disk.calls) > at
     assert file.read_bytes() in (b"old", b"new") and names(tmp_path) == {"status.json"}
@@ -289,7 +290,7 @@ def test_every_damage_is_found_and_the_one_before_taken(parent: Path) -> None:
         found, rejected = newest(parent)
         assert found and found.facts["n"] == 2, done
         assert rejected == {newest_folder: str(caught.value)}
-        durable._discard(newest_folder)
+        files.discard(newest_folder)
         newest_folder.mkdir()
         for name, data in fresh.items():
             (newest_folder / name).write_bytes(data)
@@ -328,7 +329,7 @@ def test_what_is_wrong_is_told(parent: Path) -> None:
     (folder / "more").unlink()
     (folder / "b.safetensors").unlink()
     assert told() == "b.safetensors: missing"
-    durable._discard(folder)
+    files.discard(folder)
     folder.write_bytes(b"")
     assert told() == "not a folder"
 
@@ -370,7 +371,9 @@ class Spy:
 
 def test_how_files_are_opened(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No link is followed, nothing there is overwritten, no child inherits a handle."""
-    monkeypatch.setattr(durable, "os", spy := Spy())
+    spy = Spy()
+    for module in (files, durable):
+        monkeypatch.setattr(module, "os", spy)
     commit(parent, 4, contents(4), {"n": 4})
     writing = [flags for flags in spy.flags if flags & os.O_WRONLY]
     assert len(writing) == 4 and len(spy.flags) == 10  # two folders flushed, four files read
@@ -386,8 +389,10 @@ def test_a_folder_of_files_is_flushed_whole(
     folder.mkdir()
     for name in ("a", "b"):
         (folder / name).write_bytes(b"")
-    monkeypatch.setattr(durable, "os", spy := Spy())
-    durable.flush_tree(folder)
+    spy = Spy()
+    for module in (files, durable):
+        monkeypatch.setattr(module, "os", spy)
+    files.flush_tree(folder)
     assert sorted(spy.flushed[:2]) == [str(folder / "a"), str(folder / "b")]
     assert spy.flushed[2:] == [str(folder), str(tmp_path)]
 
@@ -506,4 +511,4 @@ def test_no_infinity_in_a_manifest(parent: Path) -> None:
 @pytest.fixture(autouse=True)
 def the_real_disk() -> Iterator[None]:
     yield
-    assert durable.os is os
+    assert durable.os is os and files.os is os

@@ -11,13 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.scoring import synthetic_inputs
-from errors import ConfigError, DataError, UserError
-from scoring import baselines
-from scoring.comparison import Inputs, compare, compare_runs, intervals, paired
-from scoring.describe import by_group, by_length, by_training, describe, loops
-from scoring.guard_rails import Limits, guard_rails
-from scoring.records import Records, read_per_report, write_per_report
-from scoring.rouge_bleu import ALL_METRICS, ALL_ROUGE, scores, signature, statistics
+from report2impression.program.errors import ConfigError, DataError, UserError
+from report2impression.scoring import baselines
+from report2impression.scoring.comparison import Inputs, compare, compare_runs, intervals, paired
+from report2impression.scoring.describe import by_group, by_length, by_training, describe, loops
+from report2impression.scoring.guard_rails import Limits, guard_rails
+from report2impression.scoring.records import Records, read_per_report, write_per_report
+from report2impression.scoring.rouge_bleu import (
+    ALL_METRICS,
+    ALL_ROUGE,
+    scores,
+    signature,
+    statistics,
+)
 
 N = 60
 QUICK: dict[str, Any] = {"n_resamples": 300}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
-from errors import ConfigError
+from report2impression.program import config
+from report2impression.program.errors import ConfigError
 
 
 @dataclass(frozen=True)

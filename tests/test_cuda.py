@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from collation import TOKEN_MULTIPLE, collate_padded
-from fast_t5 import FastEngine
 from model import PaddedEngine
-from numerics import SkipGuard, learning_rate
+from report2impression.batching.collation import TOKEN_MULTIPLE, collate_padded
+from report2impression.engine.fast import FastEngine
+from report2impression.training.updates import SkipGuard, learning_rate
 from tests.test_fast_t5 import adapted_t5, examples, gradients, packed
 from tests.tiny import ROOT, Tiny, metrics
 

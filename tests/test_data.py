@@ -11,22 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from collation import IGNORE_INDEX, Collate, Example, collate_packed, collate_padded, collator
-from corpus.pairs import BadRow, Pair, Split
-from data import (
-    DataConfig,
-    DenoiseDataset,
-    ExtractDataset,
-    PlannedDataset,
-    batches,
-    build_dataset,
-    sentinel_ids,
-    tell_skipped,
+from data import DenoiseDataset, ExtractDataset, build_dataset, sentinel_ids
+from report2impression.batching.collation import (
+    IGNORE_INDEX,
+    Collate,
+    Example,
+    collate_packed,
+    collate_padded,
+    collator,
 )
-from errors import ConfigError, DataError
-from sources import read_pairs
+from report2impression.batching.dataset import PlannedDataset, batches
+from report2impression.batching.token_store import survey
+from report2impression.program.errors import ConfigError, DataError
+from report2impression.reading.options import DataConfig
+from report2impression.reading.pairs import BadRow, Pair, Split
+from report2impression.reading.sources import read_pairs, tell_skipped
 from tests.test_tokens import invented, tiny_tokenizer
-from token_store import survey
 
 PAD = 0
 
@@ -143,7 +143,7 @@ def test_grids_of_like_lengths_hold_every_token_once(lengths: list[tuple[int, in
         for n, m in lengths
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("collation.SHORT", 8)
+        patch.setattr("report2impression.batching.collation.SHORT", 8)
         batch = collate_packed(examples, start_id=0, pad_id=PAD, multiple=16, cut=True)
     found, start = [], {"source": 0, "target": 0}
     for number in range(sum(name.startswith("source_keys") for name in batch)):

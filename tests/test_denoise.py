@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import DenoiseDataset
-from denoise import MIN_TOKENS, IdArray, corrupt, corrupted_lengths, cuts, span_counts, split_at
-from tokens import Tokens
+from report2impression.batching.denoise import (
+    MIN_TOKENS,
+    IdArray,
+    corrupt,
+    corrupted_lengths,
+    cuts,
+    span_counts,
+    split_at,
+)
+from report2impression.batching.tokens import Tokens
 
 FAST = settings(max_examples=100, deadline=None)
 EOS = 1

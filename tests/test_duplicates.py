@@ -6,8 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.synthetic import generate
-from scoring.duplicates import NEAR, STATUSES, normalised, overlap, shingles, statuses
+from report2impression.corpora.synthetic import generate
+from report2impression.scoring.duplicates import (
+    N_WORDS,
+    NEAR,
+    STATUSES,
+    normalised,
+    statuses,
+)
+
+# The definitions, pair by pair: what the search on arrays must agree with.
+
+
+def shingles(text: str) -> set[str]:
+    """All runs of 3 words of a normalised text; a shorter text is one shingle."""
+    words = text.split()
+    n = min(N_WORDS, max(len(words), 1))
+    return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+def overlap(a: set[str], b: set[str]) -> float:
+    """Jaccard: shared elements over all elements; 1 where both are empty."""
+    return len(a & b) / len(a | b) if a or b else 1.0
+
 
 REPORT = (
     "the lungs are clear there is no pleural effusion or pneumothorax the heart is not enlarged "

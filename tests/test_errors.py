@@ -2,7 +2,7 @@
 
 import pytest
 
-from errors import (
+from report2impression.program.errors import (
     CheckpointError,
     ConfigError,
     DataError,

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 import eval as evaluation
-import results
 import train_loop
-from corpus.pairs import Pair
-from data import DataConfig
-from errors import DataError
-from eval import BaseConfig, EvalData, as_trained, training_pairs
-from model import ModelConfig
-from scoring.describe import words
+from eval import training_pairs
+from report2impression.program.errors import DataError
+from report2impression.reading.options import DataConfig
+from report2impression.reading.pairs import Pair
+from report2impression.reporting import compare, results
+from report2impression.runs.evaluation import BaseConfig, EvalData, as_trained
+from report2impression.scoring.describe import words
+from report2impression.weights.options import ModelConfig
 from tests.tiny import Tiny, one_line, python
 
 
@@ -243,7 +244,9 @@ def test_saved_predictions_are_searched_for_training_text(
     flags = [f"--data.path={run.parent / 'data'}", *columns, *["--show_text"] * asked]
 
     def report(predictions: Path) -> tuple[str, dict[str, Any]]:
-        done = python("-m", "scoring.memorisation", f"--predictions={predictions}", *flags)
+        done = python(
+            "-m", "report2impression.audit.memorisation", f"--predictions={predictions}", *flags
+        )
         assert (done.returncode, done.stderr) == (0, "")
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
         return done.stdout, json.loads(line)
@@ -276,7 +279,7 @@ def test_two_runs_are_compared_on_their_common_reports(
 ) -> None:
     found = tmp_path / "found.json"
     runs = [str(out) for out in evaluated]
-    evaluation.main(["--compare", *runs, "--n_resamples=200", f"--output={found}"])
+    compare.main([*runs, "--n_resamples=200", f"--output={found}"])
     figures = json.loads(found.read_text())
     assert figures["n"] == 9 and figures["paired"]["metrics"]["rougeL"]["difference"] == 0
     assert "9 common test reports" in capsys.readouterr().out
@@ -287,6 +290,6 @@ def test_a_comparison_without_runs_is_one_line(
     flags: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        evaluation.main(["--compare", *flags])
+        compare.main(flags)
     assert caught.value.code
     one_line(capfd.readouterr().err)

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 
-from bench import faithfulness as bench
-from bench.clean_impressions import Report, restate
-from bench.injections import CHECK_OF, inject
-from corpus.synthetic import generate
-from scoring import claims
-from scoring.clinical_terms import FINDING, lexicon, phrases
-from scoring.faithfulness import CHECKS, findings, rate, rates, unsupported
-from scoring.marks import LEVEL, SIDE, SIZE, marks
-from scoring.negation import TERMS, parse
+from bench.faithfulness import detection as bench
+from bench.faithfulness.clean_impressions import Report, restate
+from bench.faithfulness.injections import CHECK_OF, inject
+from report2impression.corpora.synthetic import generate
+from report2impression.scoring.faithfulness import claims
+from report2impression.scoring.faithfulness.checks import CHECKS, findings, rate, rates, unsupported
+from report2impression.scoring.faithfulness.clinical_terms import FINDING, lexicon, phrases
+from report2impression.scoring.faithfulness.marks import LEVEL, SIDE, SIZE, marks
+from report2impression.scoring.faithfulness.negation import TERMS, parse
 
 # (report, impression, the text that the check must mark; "" = none)
 MEASUREMENT = [

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration
 
-import fast_attention
-import fast_ops
-from collation import Example, collate_packed, collate_padded
-from fast_ops import Dropout
-from fast_t5 import FastEngine, Group, why_not
-from model import PaddedEngine
+from model import PaddedEngine, build_engine, build_model
+from report2impression.batching.collation import Example, collate_packed, collate_padded
+from report2impression.engine import attention as fast_attention
+from report2impression.engine import ops as fast_ops
+from report2impression.engine.blocks import Group
+from report2impression.engine.fast import FastEngine
+from report2impression.engine.models import why_not
+from report2impression.engine.ops import Dropout
 from tests.tiny import Tiny, run_loop
-from train_loop import build_engine, build_model
 
 VOCABULARY = 128
 Lengths = Sequence[tuple[int, int]]  # (source, target) tokens of each example
@@ -91,7 +92,7 @@ def packed(lengths: Lengths, multiple: int = 1, *, cut: bool = False) -> dict[st
 def _short_grids() -> Iterator[None]:
     """Let small examples part into several grids, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("collation.SHORT", 4)
+        patch.setattr("report2impression.batching.collation.SHORT", 4)
         yield
 
 
@@ -166,7 +167,7 @@ def test_the_path_for_cuda_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     def fused(q: Any, kv: Any, queries: Any, keys: Any, bias: Any, drop: Any) -> Tensor:
         return fast_attention._sdpa(q, kv, queries, keys, bias, 0.0)
 
-    monkeypatch.setattr("fast_t5.attention", fused)
+    monkeypatch.setattr("report2impression.engine.blocks.attention", fused)
     assert_equal_to_hf(adapted_t5(), [(9, 15), (30, 4), (1, 1)], multiple=128)
 
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import frozen
-from frozen import Frozen
-from numerics import cpu_multiplies_bf16
+from report2impression.engine import frozen
+from report2impression.engine.frozen import Frozen
+from report2impression.engine.precision import cpu_multiplies_bf16
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -11,13 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import T5Config, T5ForConditionalGeneration
 
-import generate as generation
-from errors import ConfigError
-from generate import DecodingConfig, Output, generate, longest_first, stream
-from model import LoraSettings, ModelConfig, T5Model, attach_lora, load_base, load_tokenizer, merged
+from model import attach_lora
+from report2impression.batching.tokens import Tokens
+from report2impression.decoding import cache, hf, places
+from report2impression.decoding import generate as generation
+from report2impression.decoding.generate import generate, longest_first, stream
+from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.decoding.vocabulary import BLOCKS, Vocabulary, first_largest, largest
+from report2impression.engine.models import T5Model
+from report2impression.program.errors import ConfigError
+from report2impression.weights.loading import load_base, load_tokenizer, merged
+from report2impression.weights.options import LoraSettings, ModelConfig
 from tests.tiny import Tiny
-from tokens import Tokens
-from vocabulary import BLOCKS, Vocabulary, first_largest, largest
 
 Call = dict[str, Any]
 
@@ -82,7 +87,7 @@ def test_the_same_tokens_as_transformers(
 def test_places_are_refilled_and_columns_moved(
     talkative: T5ForConditionalGeneration, num_beams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "SPARE_COLUMNS", 2)
+    monkeypatch.setattr(places, "SPARE_COLUMNS", 2)
     call: Call = {"max_new_tokens": 9, "num_beams": num_beams}
     source = reports(60, seed=3)
     ours, theirs = both(talkative, source, batch_size=7, **call)
@@ -111,7 +116,7 @@ def test_batch_size_and_order_change_nothing(
     call: Call = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
     one_by_one = generate(talkative, source, DecodingConfig(batch_size=1, **call))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(generation.CHECK_EVERY, "cpu", every)
+        patch.setitem(places.CHECK_EVERY, "cpu", every)
         config = DecodingConfig(batch_size=batch_size, **call)
         order = np.random.default_rng(seed).permutation(n)
         found = sorted(stream(talkative, source, order.tolist(), config), key=lambda o: o.report)
@@ -179,13 +184,13 @@ def test_equal_reports_are_decoded_once(
     some, config, again = reports(7), DecodingConfig(max_new_tokens=8), [3, 0, 3, 6, 1, 2, 3, 4, 5]
     alone = generate(talkative, some, config)
     encoded: list[int] = []
-    memory = generation.Decoder.memory
+    memory = cache.Decoder.memory
 
     def counted(self: Any, sources: Any) -> Any:
         encoded.append(len(sources))
         return memory(self, sources)
 
-    monkeypatch.setattr(generation.Decoder, "memory", counted)
+    monkeypatch.setattr(cache.Decoder, "memory", counted)
     found: list[Output] = []
 
     def gather(done: list[Output]) -> list[Output]:
@@ -210,7 +215,7 @@ def test_the_reference_decodes_every_report_by_itself(
         sizes.append(len(sources))
         return [([5], None) for _ in sources]
 
-    monkeypatch.setattr(generation, "_generate_hf", rows)
+    monkeypatch.setattr(hf, "_generate_hf", rows)
     generate(talkative, reports(3).take([0, 1, 0, 2, 0]), DecodingConfig(engine="hf"))
     assert sizes == [5]
 
@@ -226,19 +231,19 @@ def test_caches_fit_into_the_memory_they_are_given(
     """And are not much smaller, where more reports wait."""
     sizes: list[tuple[int, int]] = []
 
-    class Measured(generation.Cache):
+    class Measured(cache.Cache):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             tensors = [self.own, *(segment.kv for segment in self.segments)]
             sizes.append((self.places, sum(tensor.nbytes for tensor in tensors)))
 
-    monkeypatch.setattr(generation, "Cache", Measured)
+    monkeypatch.setattr(places, "Cache", Measured)
     config = DecodingConfig(
         num_beams=num_beams, max_new_tokens=64, cache_mib=1, precision=precision
     )
     list(stream(talkative, reports(600), range(600), config))
-    (places, size), *_ = sizes
-    assert 1 < places < 256 // num_beams and 0.6 * 2**20 < size <= 2**20
+    (n_places, size), *_ = sizes
+    assert 1 < n_places < 256 // num_beams and 0.6 * 2**20 < size <= 2**20
 
 
 def test_longest_first_keeps_equal_lengths_in_order() -> None:

@@ -128,9 +128,9 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    from corpus.new_base import NewBaseConfig, new_base
-    from corpus.synthetic import generate, write_splits
-    from data import SourceConfig
+    from report2impression.corpora.synthetic import generate, write_splits
+    from report2impression.reading.options import SourceConfig
+    from report2impression.weights.new_base import NewBaseConfig, new_base
 
     tmp = tmp_path_factory.mktemp("hub")
     write_splits(tmp / "corpus", 200, 1, 1, seed=1)

@@ -12,15 +12,24 @@ from typing import Any
 
 import pytest
 
-import push
-import trackers
-from corpus.licence import FILE, MIMIC_III, Mark, inherited, mark_of, read_mark, write_mark
-from errors import ConfigError, DataError
-from model_card import write_model_card
-from recipe import TrainConfig
-from sources import SourceConfig
+from report2impression.program.errors import ConfigError, DataError
+from report2impression.reading.licence import (
+    FILE,
+    MIMIC_III,
+    Mark,
+    inherited,
+    mark_of,
+    read_mark,
+    write_mark,
+)
+from report2impression.reading.options import SourceConfig
+from report2impression.runs import trackers
+from report2impression.runs.model_card import write_model_card
+from report2impression.runs.recipe import TrainConfig
+from report2impression.runs.run import require_extras
+from report2impression.weights import push
 from tests.tiny import Tiny, one_line
-from train_loop import main, require_extras
+from train_loop import main
 
 FREE = Mark("open", "CC0", credentialed=False)
 
@@ -273,8 +282,8 @@ def test_a_run_tells_a_tracker_figures_only(
     sink = SimpleNamespace(
         log=lambda figures, step: told.append((dict(figures), step)), close=lambda: None
     )
-    monkeypatch.setattr("train_loop.library", lambda name: None)
-    monkeypatch.setattr("train_loop.open_sink", lambda name, folder, enabled: sink)
+    monkeypatch.setattr("report2impression.runs.run.library", lambda name: None)
+    monkeypatch.setattr("report2impression.runs.run.open_sink", lambda name, folder, enabled: sink)
     extras = {"track_with": "wandb", "generate_n": 4}
     main(tiny.flags(tmp_path / "run", max_steps=2, **extras))
     assert [step for _, step in told] == [1, 2, 2]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import mapped
-from mapped import Growing, GrowingRows, Strings, arrays_of, encode
+from report2impression.batching import mapped
+from report2impression.batching.mapped import Growing, GrowingRows, Strings, arrays_of, encode
 
 DTYPES = {"ids": np.int32, "ends": np.int64, "text": np.uint8}
 FILES = ("ids.npy", "ends.npy", "text.npy", "SHA256SUMS")

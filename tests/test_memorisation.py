@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring import memorisation as m
-from scoring.verbatim import longest_memorised
+from report2impression.audit import memorisation as m
+from report2impression.audit.verbatim import longest_memorised
 
 TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=9), max_size=5)
 PAIRS = st.lists(

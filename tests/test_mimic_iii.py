@@ -22,13 +22,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.notes import HEADER, Mix, rows, write_csv
-from corpus import mimic_iii, pair_files, radsum23
-from corpus.mimic_iii import NotesConfig, prepare, show
-from corpus.pair_files import DUPLICATE, NOT_A_TEST_PATIENT, split_of
-from corpus.pairs import read_split
-from corpus.radsum23 import Mode, pair_of, restyle, tables
-from errors import ConfigError, DataError
+from bench.corpora.notes import HEADER, Mix, rows, write_csv
+from report2impression.corpora import mimic_iii, pair_files, radsum23
+from report2impression.corpora.mimic_iii import NotesConfig, prepare, show
+from report2impression.corpora.pair_files import DUPLICATE, NOT_A_TEST_PATIENT, split_of
+from report2impression.corpora.radsum23 import Mode, pair_of, restyle, tables
+from report2impression.program.errors import ConfigError, DataError
+from report2impression.reading.pairs import read_split
 
 Row = tuple[str, ...]
 SPLITS = ("train", "validation", "test")
@@ -382,7 +382,7 @@ def test_same_files_for_any_number_of_processes(
     crlf = tmp_path / "crlf.csv"
     with crlf.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([HEADER, *table])
-    monkeypatch.setattr("corpus.notes_csv.BLOCK_BYTES", 10_000)
+    monkeypatch.setattr("report2impression.corpora.notes_csv.BLOCK_BYTES", 10_000)
     for source, workers in ((zipped, 3), (crlf, 1)):
         assert run(tmp_path, source, mode, workers=workers).bytes() == plain.bytes()
 
@@ -576,7 +576,12 @@ def test_the_data_bear_the_mark_of_credentialed_data(
 
 def test_command(table: list[Row], tmp_path: Path) -> None:
     write_notes(tmp_path / "notes.csv", table)
-    command = [sys.executable, "-m", "corpus.mimic_iii", f"--notes={tmp_path / 'notes.csv'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "report2impression.corpora.mimic_iii",
+        f"--notes={tmp_path / 'notes.csv'}",
+    ]
     command += ["--mode=radsum23", f"--output_dir={tmp_path / 'out'}", "--workers=2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
@@ -590,7 +595,7 @@ def test_command(table: list[Row], tmp_path: Path) -> None:
 
 def test_bench(tmp_path: Path) -> None:
     """The benchmark runs and its last line is JSON."""
-    command = [sys.executable, "-m", "bench.prepare", "--mib=1", f"--folder={tmp_path}"]
+    command = [sys.executable, "-m", "bench.corpora.prepare", "--mib=1", f"--folder={tmp_path}"]
     command += ["--files=gzipped", "--modes=corrected", "--workers=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])["gzipped, corrected"]
@@ -601,7 +606,13 @@ def test_bench(tmp_path: Path) -> None:
 
 def test_generated_notes_hold_their_size_and_are_repeatable(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", "c.csv.gz"):
-        command = [sys.executable, "-m", "bench.notes", f"--output={tmp_path / name}", "--mib=1"]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.corpora.notes",
+            f"--output={tmp_path / name}",
+            "--mib=1",
+        ]
         subprocess.run(command, check=True)
     data = (tmp_path / "a.csv").read_bytes()
     assert data == (tmp_path / "b.csv").read_bytes()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.mixing import mix, stream_mix
-from corpus.pairs import BadRow, Pair, Split
-from errors import ConfigError
+from report2impression.program.errors import ConfigError
+from report2impression.reading.pairs import BadRow, Pair, Split
+from report2impression.reading.sources import mix, stream_mix
 
 Rows = list[Pair | BadRow]
 

@@ -11,26 +11,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
-import generate as decoding
-from collation import collate_padded
-from corpus.pairs import read_split
-from errors import ConfigError
-from generate import DecodingConfig, Output, generate, to_text
-from model import (
-    LoraSettings,
-    ModelConfig,
-    PaddedEngine,
-    attach_lora,
-    count_parameters,
-    load_adapter,
-    load_base,
-    load_tokenizer,
-    merged,
-    save_model,
-    shift_right,
-)
+from model import PaddedEngine, attach_lora, shift_right
+from report2impression.batching.collation import collate_padded
+from report2impression.batching.tokens import Tokens, tokenise
+from report2impression.decoding import generate as decoding
+from report2impression.decoding.generate import generate, to_text
+from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.engine.models import count_parameters
+from report2impression.program.errors import ConfigError
+from report2impression.reading.pairs import read_split
+from report2impression.weights.loading import load_adapter, load_base, load_tokenizer, merged
+from report2impression.weights.options import LoraSettings, ModelConfig
+from report2impression.weights.saving import save_model
 from tests.tiny import Tiny, difference, trainable
-from tokens import Tokens, tokenise
 
 # --- the adapter ---------------------------------------------------------------------------------
 

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from model import LoraSettings, ModelConfig, attach_lora, load_base, load_tokenizer, save_model
-from model_card import write_model_card
-from recipe import TrainConfig
+from model import attach_lora
+from report2impression.runs.model_card import write_model_card
+from report2impression.runs.recipe import TrainConfig
+from report2impression.weights.loading import load_base, load_tokenizer
+from report2impression.weights.options import LoraSettings, ModelConfig
+from report2impression.weights.saving import save_model
 from tests.tiny import ROOT, Tiny, python
 
 LOSS = """

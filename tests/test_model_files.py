@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from errors import ConfigError
-from model import ModelConfig, load_base, load_tokenizer
-from model_files import CONFIGS
+from report2impression.program.errors import ConfigError
+from report2impression.weights.base_files import CONFIGS
+from report2impression.weights.loading import load_base, load_tokenizer
+from report2impression.weights.options import ModelConfig
 from tests.test_adapter_files import Bomb, opened_files
 from tests.tiny import Tiny
 

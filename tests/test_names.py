@@ -12,7 +12,7 @@ import pytest
 
 import eval as evaluation
 import train_loop
-from scoring import faithfulness
+from report2impression.scoring.faithfulness import checks as faithfulness
 from tests.programs import connections, run_program
 from tests.tiny import Tiny, one_line
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from corpus import new_base as module
-from corpus.new_base import NewBaseConfig, main, new_base
-from corpus.synthetic import write_splits
-from errors import ConfigError
-from model import ModelConfig, load_base, load_tokenizer
-from sources import SourceConfig
+from report2impression.corpora.synthetic import write_splits
+from report2impression.program.errors import ConfigError
+from report2impression.reading.options import SourceConfig
+from report2impression.weights import new_base as module
+from report2impression.weights.loading import load_base, load_tokenizer
+from report2impression.weights.new_base import NewBaseConfig, main, new_base
+from report2impression.weights.options import ModelConfig
 from tests.tiny import one_line
 
 SMALL: dict[str, Any] = {

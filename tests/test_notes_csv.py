@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus import notes_csv
-from corpus.notes_csv import Layout, NotesFile, unquote
-from errors import ConfigError, DataError
+from report2impression.corpora import notes_csv
+from report2impression.corpora.notes_csv import Layout, NotesFile, unquote
+from report2impression.program.errors import ConfigError, DataError
 
 HEADER = "A,B,C\n"
 # Quotes, separators and newlines in every order, with text between.

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-import numerics
-from errors import NumericsError
-from numerics import SkipGuard, apply_update, learning_rate, mix_seed, resolve_precision
+from report2impression.engine import precision
+from report2impression.engine.precision import resolve_precision
+from report2impression.program.errors import NumericsError
+from report2impression.training.updates import SkipGuard, apply_update, learning_rate, mix_seed
 
 PEAK = 5e-5
 
@@ -213,7 +214,7 @@ def test_mix_seed_chains_splitmix64() -> None:
 
 @pytest.mark.parametrize("native", [False, True])
 def test_auto_precision(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics, "cpu_multiplies_bf16", lambda: native)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: native)
     assert resolve_precision("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
     assert resolve_precision("auto", torch.device("cuda")) == "fp16"
     assert resolve_precision("auto", torch.device("mps")) == "fp32"
@@ -228,5 +229,5 @@ def test_a_named_precision_is_taken(device: str) -> None:
 def test_autocast_multiplies_in_the_named_precision() -> None:
     matrix = torch.ones(2, 2)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        with numerics.autocast(torch.device("cpu"), name):
+        with precision.autocast(torch.device("cpu"), name):
             assert (matrix @ matrix).dtype == dtype

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-import train_loop
-from errors import ConfigError
-from fast_t5 import FastEngine
-from model import LoraSettings, ModelConfig, load_adapter, load_base, save_model
-from numerics import apply_update, build_optimizer
+from model import build_engine, build_model
+from report2impression.engine.fast import FastEngine
+from report2impression.program.errors import ConfigError
+from report2impression.runs import run as run_module
+from report2impression.training.updates import apply_update, build_optimizer
+from report2impression.weights.loading import load_adapter, load_base
+from report2impression.weights.options import LoraSettings, ModelConfig
+from report2impression.weights.saving import save_model
 from tests.tiny import Recorder, Tiny, run_loop
-from train_loop import build_engine, build_model
 
 needs_bitsandbytes = pytest.mark.skipif(
     not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes (extra bnb)"
@@ -95,12 +97,12 @@ def test_gradient_checkpointing_changes_no_figure(tiny: Tiny, tmp_path: Path) ->
 def test_a_missing_bitsandbytes_is_told_first(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_loop, "find_spec", lambda name: None)
+    monkeypatch.setattr(run_module, "find_spec", lambda name: None)
     wishes: list[dict[str, Any]] = [{"optimizer": "adamw8bit"}, {"base_quantization": "4bit"}]
     for wish in wishes:
         with pytest.raises(ConfigError, match="need bitsandbytes: pip install"):
-            train_loop.require_extras(tiny.recipe(tmp_path, **wish))
-    train_loop.require_extras(tiny.recipe(tmp_path))
+            run_module.require_extras(tiny.recipe(tmp_path, **wish))
+    run_module.require_extras(tiny.recipe(tmp_path))
 
 
 def test_a_quantized_base_cannot_be_tuned_whole(tiny: Tiny, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import plots
-from errors import ConfigError
-from evaluation_page import Case, evaluation_page
-from pages import (
+from report2impression.program.errors import ConfigError
+from report2impression.reporting import plots
+from report2impression.reporting.evaluation_page import Case, evaluation_page
+from report2impression.reporting.pages import (
     Block,
     Cases,
     CaseView,
@@ -39,9 +39,9 @@ from pages import (
     render,
     write_page,
 )
+from report2impression.reporting.word_diff import omitted_runs, output_runs
 from tests import demo_figures
 from tests.browser import Browser, NoBrowser, browser
-from word_diff import omitted_runs, output_runs
 
 HOSTILE = (
     "<script>alert('x')</script>",

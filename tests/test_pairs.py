@@ -21,9 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus.pairs import SPLITS, BadRow, Pair, Split, read_split
-from corpus.split_files import find_split
-from errors import ConfigError, DataError, UserError
+from report2impression.program.errors import ConfigError, DataError, UserError
+from report2impression.reading.pairs import SPLITS, BadRow, Pair, Split, read_split
+from report2impression.reading.split_files import find_split
 
 ROOT = Path(__file__).parents[1]
 IU_XRAY = ROOT.parent / "shared" / "data" / "iu_xray"
@@ -485,7 +485,8 @@ def test_hub_is_quiet_only_during_the_call(monkeypatch: pytest.MonkeyPatch, fail
 
 def test_unreachable_hub_is_told_quickly_and_in_one_line(tmp_path: Path) -> None:
     code = (
-        "from corpus.pairs import read_split\nfrom errors import exits_cleanly\n"
+        "from report2impression.program.errors import exits_cleanly\n"
+        "from report2impression.reading.pairs import read_split\n"
         "exits_cleanly(lambda: read_split('owner/name', 'train'))()"
     )
     started = time.monotonic()
@@ -505,6 +506,7 @@ def test_unreachable_hub_is_told_quickly_and_in_one_line(tmp_path: Path) -> None
 
 
 def test_import_is_light() -> None:
-    code = "import sys, corpus.pairs; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, report2impression.reading.pairs as _; "
+    code += "print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip() == "set()"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import plan as plans
-from plan import (
+from report2impression.batching import plan as plans
+from report2impression.batching.plan import (
     IntArray,
     Plan,
     Step,

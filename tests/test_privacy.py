@@ -31,21 +31,28 @@ import transformers
 from safetensors.numpy import save_file
 from torch.utils.tensorboard import SummaryWriter
 
-import checkpoint
-import durable
+import data as data_module
 import eval as evaluation
-import gradients
-import quiet
+import report2impression
 import train_loop
-from bench import fault_runs
-from corpus import audit
-from corpus.cleaning import write_clean
-from corpus.licence import mark_of
-from corpus.mimic_iii import Log, Report
-from corpus.pairs import Pair, Split
-from model import load_tokenizer
-from privacy import SHOW_ALL, for_spreadsheet, for_terminal, private_process
-from scoring import faithfulness
+from bench.reliability import fault_runs
+from model import PaddedEngine
+from report2impression.audit import audit
+from report2impression.audit.cleaning import write_clean
+from report2impression.corpora.mimic_iii import Log, Report
+from report2impression.program import process
+from report2impression.program.privacy import (
+    SHOW_ALL,
+    for_spreadsheet,
+    for_terminal,
+    private_process,
+)
+from report2impression.reading.licence import mark_of
+from report2impression.reading.pairs import Pair, Split
+from report2impression.runs import checkpoint, durable
+from report2impression.scoring.faithfulness import checks as faithfulness
+from report2impression.training import gradients
+from report2impression.weights.loading import load_tokenizer
 from tests.leaks import FIELDS, KINDS, Canaries, canaries
 from tests.programs import connections, run_program
 from tests.tiny import ROOT, Tiny
@@ -188,7 +195,7 @@ def world(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> World:
     """All runs, each in its own process."""
     faithfulness.findings("No effusion.", "No effusion.")  # loads, for all forks at once
     made = World(tiny, tmp_path_factory.mktemp("private"))
-    forward = train_loop.PaddedEngine.forward
+    forward = PaddedEngine.forward
     train = partial(partial, train_loop.main)
     run, flags = made.run, made.train
 
@@ -217,17 +224,17 @@ def world(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> World:
     run("data as adapter", lambda: evaluation.main([f"--adapter={made.data}"]))
 
     patches = {
-        "foreign error": spoil(train_loop.PaddedEngine, "forward", quoting, after=2),
-        "error in tokens": spoil(train_loop, "build_dataset", quoting),
+        "foreign error": spoil(PaddedEngine, "forward", quoting, after=2),
+        "error in tokens": spoil(data_module, "build_dataset", quoting),
         "error at epoch end": spoil(train_loop.EpochEnd, "_loss", quoting),
-        "not finite": spoil(train_loop.PaddedEngine, "forward", nothing_finite, after=2),
-        "disk full": spoil(durable, "_write", full, after=4),
+        "not finite": spoil(PaddedEngine, "forward", nothing_finite, after=2),
+        "disk full": spoil(durable, "write_new", full, after=4),
         "disk full at the log": spoil(checkpoint.TrainingState, "files", full, after=1),
         "SIGTERM": spoil(
-            *(train_loop.PaddedEngine, "forward", interrupted(signal.SIGTERM, 1, forward)), after=2
+            *(PaddedEngine, "forward", interrupted(signal.SIGTERM, 1, forward)), after=2
         ),
         "Ctrl-C twice": spoil(
-            *(train_loop.PaddedEngine, "forward", interrupted(signal.SIGINT, 2, forward)), after=2
+            *(PaddedEngine, "forward", interrupted(signal.SIGINT, 2, forward)), after=2
         ),
     }
     for name, patch in patches.items():
@@ -426,7 +433,7 @@ def test_what_holds_no_canary_gives_no_hit(search: Canaries, tiny: Tiny) -> None
 
 CRASH = """
 import sys
-from errors import exits_cleanly
+from report2impression.program.errors import exits_cleanly
 @exits_cleanly
 def main():
     {body}
@@ -471,13 +478,15 @@ def test_all_is_shown_on_request(search: Canaries) -> None:
 
 def test_telemetry_of_every_library_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a user's environment says otherwise, and where a library was imported before."""
-    for name in quiet.TELEMETRY_OFF:
+    for name in report2impression.TELEMETRY_OFF:
         monkeypatch.setenv(name, "on")
-    importlib.reload(quiet)
-    assert {name: os.environ[name] for name in quiet.TELEMETRY_OFF} == quiet.TELEMETRY_OFF
+    importlib.reload(report2impression)
+    assert {
+        name: os.environ[name] for name in report2impression.TELEMETRY_OFF
+    } == report2impression.TELEMETRY_OFF
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", False)
     monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
-    quiet.quieten_libraries()
+    process.quieten_libraries()
     assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
     assert not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     threads = set(threading.enumerate())

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
-import published
-from config import load
-from errors import ConfigError
-from model import ModelConfig, load_base, load_tokenizer
-from recipe import TrainConfig
+from report2impression.program.config import load
+from report2impression.program.errors import ConfigError
+from report2impression.reporting import published
+from report2impression.runs.recipe import TrainConfig
+from report2impression.weights.loading import load_base, load_tokenizer
+from report2impression.weights.options import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

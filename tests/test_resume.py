@@ -10,13 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-import checkpoint
-import durable
-import gradients
-import tracking
 import train_loop
-from bench.fault_runs import bits, steps_kept
-from errors import ResumeError
+from bench.reliability.fault_runs import bits, steps_kept
+from report2impression.program.errors import ResumeError
+from report2impression.runs import checkpoint, durable, tracking
+from report2impression.training import gradients
 from tests.tiny import Tiny
 
 SLOW = pytest.mark.slow

@@ -12,18 +12,16 @@ from typing import Any
 
 import pytest
 
-import gradients
-import tracking
 import train_loop
-from bench import fault_runs
-from bench.disk_faults import ended
-from bench.fault_runs import bits, steps_kept
+from bench.reliability import fault_runs
+from bench.reliability.disk_faults import ended
+from bench.reliability.fault_runs import bits, steps_kept
+from report2impression.runs import tracking
+from report2impression.training import gradients
 from tests.test_resume import flags, stopped_after
 from tests.tiny import Tiny, metrics
 
 HALVES = {"micro_batch_size": 4, "grad_accum_steps": 2}  # 16 reports a step on 2 ranks
-
-
 SLOW = pytest.mark.slow
 
 

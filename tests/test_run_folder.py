@@ -15,17 +15,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import durable
-import epoch_end
-import run_folder
-import tracking
+import data
 import train_loop
-from bench import fault_runs
-from bench.disk_faults import Fault, ended, faulty, in_a_child, kills, operations, start
-from bench.fault_runs import bits, steps_kept
-from checkpoint import Checkpoints
-from errors import PreemptedError
-from stopping import StopSignals
+from bench.reliability import fault_runs
+from bench.reliability.disk_faults import Fault, ended, faulty, in_a_child, kills, operations, start
+from bench.reliability.fault_runs import bits, steps_kept
+from report2impression.engine.fast import FastEngine
+from report2impression.program.errors import PreemptedError
+from report2impression.runs import durable, run_folder, tracking
+from report2impression.runs import run as run_module
+from report2impression.runs.checkpoint import Checkpoints
+from report2impression.runs.processes import StopSignals
+from report2impression.training import validation as epoch_end
 from tests.test_resume import flags, run, stopped_after
 from tests.test_resume_ranks import wait_for
 from tests.tiny import Tiny, one_line
@@ -421,14 +422,14 @@ def test_a_batch_too_large_for_memory_is_named(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         numbers = iter(range(1, 100))
-        forward = train_loop.FastEngine.forward
+        forward = FastEngine.forward
 
         def spoiled(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
             if next(numbers) == 4:
                 raise error
             return forward(self, *args, **kwargs)
 
-        patch.setattr(train_loop.FastEngine, "forward", spoiled)
+        patch.setattr(FastEngine, "forward", spoiled)
         code, message = refusal(capfd, tiny, folder)
     assert code == 2 and "8 reports" in message and "16 reports" in message
     assert "--micro_batch_size" in message and "--grad_accum_steps" in message
@@ -483,7 +484,7 @@ def test_a_signal_while_there_is_nothing_to_keep_stops_at_once(
 ) -> None:
     folder = tmp_path / "run"
     module, name = {
-        "reading": (train_loop, "survey"),
+        "reading": (data, "survey"),
         "validation": (epoch_end, "validation_loss"),
         "generation": (epoch_end.EpochEnd, "_generation_scores"),
         "writing": (epoch_end, "write_model_card"),
@@ -524,7 +525,7 @@ def test_minutes_count_from_the_last_checkpoint(
     """The clock goes on by 20 s at every look, one a step and one a checkpoint."""
     looks = iter(range(0, 10_000, 20))
     clock = partial(Checkpoints, clock=lambda: float(next(looks)))
-    monkeypatch.setattr(train_loop, "Checkpoints", clock)
+    monkeypatch.setattr(run_module, "Checkpoints", clock)
     run(tiny, tmp_path / "run", checkpoint_steps=0, checkpoint_minutes=0.99, grad_accum_steps=1)
     assert steps_kept(tmp_path / "run") == [3, 6, 8, 11, 14, 16]
 

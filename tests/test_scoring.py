@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from scoring import baselines, splitter
-from scoring.rouge_bleu import (
+from report2impression.scoring import baselines, splitter
+from report2impression.scoring.rouge_bleu import (
     ALL_METRICS,
     ALL_ROUGE,
     COLUMNS,

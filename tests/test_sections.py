@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.notes import ODD_SHAPES, Shape, plain
-from corpus.radsum23 import report_body, sections, tables
-from corpus.sections import NAMES, Section, find_sections, text_of
+from bench.corpora.notes import ODD_SHAPES, Shape, plain
+from report2impression.corpora.radsum23 import report_body, sections, tables
+from report2impression.reading.sections import NAMES, Section, find_sections, text_of
 
 # (what it shows, report, expected (name, heading, text)): the gold set.
 GOLD: list[tuple[str, str, list[tuple[str, str, str]]]] = [
@@ -262,7 +262,7 @@ def test_knows_the_builders_spellings() -> None:
 def test_command(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("FINDINGS: a\nIMPRESSION: secret")
     (tmp_path / "a.txt").write_text("clear")
-    run = [sys.executable, "-m", "corpus.sections", f"--input={tmp_path}"]
+    run = [sys.executable, "-m", "report2impression", "sections", f"--input={tmp_path}"]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["file"], row["name"]) for row in rows] == [
@@ -278,7 +278,7 @@ def test_command(tmp_path: Path) -> None:
 def test_command_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff secret")
     for target, word in ((tmp_path / "bad.txt", "UTF-8"), (tmp_path / "none", "read")):
-        run = [sys.executable, "-m", "corpus.sections", f"--input={target}"]
+        run = [sys.executable, "-m", "report2impression", "sections", f"--input={target}"]
         done = subprocess.run(run, capture_output=True, text=True)
         assert done.returncode in (2, 3)
         assert word in done.stderr

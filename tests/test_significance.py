@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from scoring import significance
-from scoring.rouge_bleu import ALL_METRICS, COLUMNS, metrics_of_sums, statistics
-from scoring.significance import (
+from report2impression.scoring import significance
+from report2impression.scoring.rouge_bleu import ALL_METRICS, COLUMNS, metrics_of_sums, statistics
+from report2impression.scoring.significance import (
     bootstrap,
     bootstrap_sums,
     exact,

@@ -11,9 +11,9 @@ from string import Formatter
 
 import pytest
 
-from corpus import synthetic
-from corpus.synthetic import Report, generate, studies, write_splits
-from errors import ConfigError
+from report2impression.corpora import synthetic
+from report2impression.corpora.synthetic import Report, generate, studies, write_splits
+from report2impression.program.errors import ConfigError
 
 N_REPORTS = 5000
 ROOT = Path(__file__).parent.parent
@@ -91,7 +91,13 @@ def test_command_line_writes_the_same_bytes_whatever_the_hash_seed(tmp_path: Pat
         folder = tmp_path / hash_seed
         sizes = ["--n_train", "30", "--n_validation", "5", "--n_test", "7", "--seed", "9"]
         run = subprocess.run(
-            [sys.executable, "-W", "error::FutureWarning", "-m", "corpus.synthetic"]
+            [
+                sys.executable,
+                "-W",
+                "error::FutureWarning",
+                "-m",
+                "report2impression.corpora.synthetic",
+            ]
             + ["--output_dir", str(folder), *sizes],
             env=os.environ | {"PYTHONHASHSEED": hash_seed},
             cwd=ROOT,

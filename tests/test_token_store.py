@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-import token_store
-from corpus.pairs import BadRow, Pair
-from errors import ConfigError, DataError
+from report2impression.batching import token_store
+from report2impression.batching.token_store import PairStream, Side, Stored, survey, tokenised
+from report2impression.batching.tokens import CHUNK, tokenise
+from report2impression.program.errors import ConfigError, DataError
+from report2impression.reading.pairs import BadRow, Pair
 from tests.test_tokens import as_lists, invented, tiny_tokenizer
-from token_store import PairStream, Side, Stored, survey, tokenised
-from tokens import CHUNK, tokenise
 
 SOURCE, TARGET = Side("source", ("prompt",), 12, before="sum: "), Side("target", ("impression",), 9)
 REPORT = Side("report", ("prompt", "impression"), 30, between=" and ", add_eos=False)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-import tokens
-from corpus.new_base import train_tokenizer
-from tokens import Tokens, chunks, in_threads, tokenise
+from report2impression.batching import tokens
+from report2impression.batching.tokens import Tokens, chunks, in_threads, tokenise
+from report2impression.weights.new_base import train_tokenizer
 
 WORDS = (
     *("the", "lung", "heart", "is", "clear", "small", "left", "right", "effusion", "no", "acute"),

@@ -11,9 +11,11 @@ import pytest
 import torch
 from matplotlib import image
 
-import published
-from errors import ConfigError
-from tracking import Tracker, draw_curves, print_table, tensorboard_writer
+from report2impression.program.errors import ConfigError
+from report2impression.program.terminal import print_table
+from report2impression.reporting import published
+from report2impression.runs.trackers import tensorboard_writer
+from report2impression.runs.tracking import Tracker, draw_curves
 
 NAN = float("nan")
 
@@ -202,7 +204,7 @@ def test_tensorboard_gets_every_known_figure(
         def close(self) -> None:
             calls.append(("closed", 0.0, 0))
 
-    monkeypatch.setattr("tracking._tensorboard", lambda folder: Writer())
+    monkeypatch.setattr("report2impression.runs.tracking._tensorboard", lambda folder: Writer())
     told = tracker(tmp_path, n_steps=2, tensorboard=True)
     step(told, NAN, 4, finite=False)  # a window without a loss must not stop the run
     step(told, 12.0, 4)

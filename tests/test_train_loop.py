@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-import epoch_end
-import tracking
 import train_loop
-from config import load, parse
-from epoch_end import BestSoFar
-from errors import ConfigError, NumericsError
-from model import PaddedEngine, evaluating
-from recipe import TrainConfig
-from run_folder import open_run_folder
+from model import PaddedEngine
+from report2impression.engine.models import evaluating
+from report2impression.program.config import load, parse
+from report2impression.program.errors import ConfigError, NumericsError
+from report2impression.runs import tracking
+from report2impression.runs.recipe import TrainConfig
+from report2impression.runs.run_folder import open_run_folder
+from report2impression.training import validation as epoch_end
+from report2impression.training.validation import BestSoFar
 from tests.tiny import (
     Recorder,
     Tiny,

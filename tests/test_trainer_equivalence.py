@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from collation import Batch, collate_padded
-from recipe import TrainConfig
+from model import build_model
+from report2impression.batching.collation import Batch, collate_padded
+from report2impression.runs.recipe import TrainConfig
 from tests.tiny import Tiny, difference, run_loop, trainable
-from train_loop import build_model
 
 N_STEPS = 20
 

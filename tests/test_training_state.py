@@ -12,12 +12,18 @@ from accelerate import Accelerator
 from safetensors.torch import load
 from torch import nn
 
-import checkpoint
-import durable
-from checkpoint import SAVE, STOP, Checkpoints, Progress, TrainingState, base_digest
-from epoch_end import BestSoFar
-from errors import PreemptedError, ResumeError, StorageError
-from stopping import StopSignals
+from report2impression.program.errors import PreemptedError, ResumeError, StorageError
+from report2impression.runs import checkpoint, durable
+from report2impression.runs.checkpoint import (
+    SAVE,
+    STOP,
+    Checkpoints,
+    Progress,
+    TrainingState,
+    base_digest,
+)
+from report2impression.runs.processes import StopSignals
+from report2impression.training.validation import BestSoFar
 
 
 class Part:

@@ -14,15 +14,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from corpus.new_base import NewBaseConfig, new_base
-from corpus.synthetic import write_splits
-from data import DataConfig, ExtractDataset, build_dataset
-from model import LoraSettings, ModelConfig, T5Model, load_base, load_tokenizer
-from recipe import TrainConfig
-from sources import SourceConfig, stream_pairs
-from token_store import survey
-from tracking import Tracker
-from train_loop import build_engine, build_model, train
+from data import ExtractDataset, build_dataset
+from model import build_engine, build_model
+from report2impression.batching.token_store import survey
+from report2impression.corpora.synthetic import write_splits
+from report2impression.engine.models import T5Model
+from report2impression.reading.options import DataConfig, SourceConfig
+from report2impression.reading.sources import stream_pairs
+from report2impression.runs.recipe import TrainConfig
+from report2impression.runs.tracking import Tracker
+from report2impression.weights.loading import load_base, load_tokenizer
+from report2impression.weights.new_base import NewBaseConfig, new_base
+from report2impression.weights.options import LoraSettings, ModelConfig
+from train_loop import train
 
 ROOT = Path(__file__).parents[1]
 N_TRAIN, N_VALIDATION, N_TEST = 57, 12, 13  # 57 = 7 x 8 + 1: the last step leaves a rank empty

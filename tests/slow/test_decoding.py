@@ -6,11 +6,15 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from generate import DecodingConfig, Output, generate
-from model import ModelConfig, T5Model, load_base, load_tokenizer
-from sources import SourceConfig, read_pairs
+from report2impression.batching.tokens import Tokens, tokenise
+from report2impression.decoding.generate import generate
+from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.engine.models import T5Model
+from report2impression.reading.options import SourceConfig
+from report2impression.reading.sources import read_pairs
+from report2impression.weights.loading import load_base, load_tokenizer
+from report2impression.weights.options import ModelConfig
 from tests.tiny import ROOT, make_talkative
-from tokens import Tokens, tokenise
 
 DATA = ROOT.parent / "shared" / "data" / "iu_xray"
 BASE = ROOT / "assets" / "tiny_base"

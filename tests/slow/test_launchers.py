@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.fault_runs import bits, steps_kept
+from bench.reliability.fault_runs import bits, steps_kept
 from tests.test_resume import flags
 from tests.tiny import ROOT, Tiny
 

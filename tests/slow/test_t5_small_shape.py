@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus.new_base import NewBaseConfig, new_base
+from report2impression.weights.new_base import NewBaseConfig, new_base
 from tests.tiny import ROOT, metrics, python
 
 SHARED = ROOT.parent / "shared"

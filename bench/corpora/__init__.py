@@ -1,0 +1,1 @@
+"""Speed and yield of what makes and looks through data."""

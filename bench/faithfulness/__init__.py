@@ -1,0 +1,1 @@
+"""How well the faithfulness checks see injected errors."""

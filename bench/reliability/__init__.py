@@ -1,0 +1,1 @@
+"""Runs under kills, torn writes and full disks; the mutation score of what saves them."""

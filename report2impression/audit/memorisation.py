@@ -1,0 +1,164 @@
+"""Does a model recite its training data? The longest training text in each output, word for word.
+
+    python eval.py --adapter RUN/adapter --save_predictions ...
+    python -m report2impression memorisation --predictions RUN/evaluation --data.path DIR
+
+A run of words counts if some training report (findings or impression) holds it and the output's
+own source does not. The radiologist's impressions, which nobody learned, give the base rate:
+stock phrases are in every report. Ids and figures only; --show_text shows the worst runs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from report2impression.audit.verbatim import longest_memorised
+from report2impression.program.config import parse
+from report2impression.program.errors import ConfigError, DataError, exits_cleanly
+from report2impression.reading.pairs import read_split
+from report2impression.scoring.describe import words
+
+FILE = "predictions.jsonl"
+SYSTEMS = ("lora", "base", "reference")
+LONG = (8, 12, 20)  # words
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The pairs that the model was trained on."""
+
+    path: str = ""
+    """Folder with train.{jsonl,csv,parquet}, or a hub data set id."""
+    revision: str | None = None
+    """Hub commit or tag of the data set; none = its main branch."""
+    source_column: str | None = None
+    """Column of the findings; none = prompt, findings or text, whichever is there."""
+    target_column: str | None = None
+    """Column of the impression; none = impressions, impression or summary."""
+
+
+@dataclass(frozen=True)
+class MemorisationConfig:
+    """One look for training text in outputs."""
+
+    predictions: str
+    """The predictions.jsonl of `eval.py --save_predictions`, or the folder that holds it."""
+    data: TrainingData = field(default_factory=TrainingData)
+    worst: int = 5
+    """Ids to name, those with the longest runs."""
+    show_text: bool = False
+    """Also print the worst runs themselves: TRAINING TEXT."""
+
+    def __post_init__(self) -> None:
+        if self.worst < 0:
+            raise ConfigError(f"worst must be 0 or more, not {self.worst}")
+
+
+def read_predictions(path: Path) -> dict[str, list[str]]:
+    """Columns id, source, reference, base, lora. ConfigError: no file; DataError: a broken line."""
+    path = path / FILE if path.is_dir() else path
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; write it with eval.py --save_predictions"
+        ) from None
+    names = ("id", "source", *SYSTEMS)
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            texts = [row[name] for name in names]
+        except (ValueError, KeyError, TypeError):
+            texts = [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{path} line {number}: not a prediction; run eval.py again")
+        for name, text in zip(names, texts, strict=True):
+            columns[name].append(text)
+    if not columns["id"]:
+        raise DataError(f"{path}: no predictions in it; run eval.py again")
+    return columns
+
+
+def memorisation(
+    columns: Mapping[str, Sequence[str]], train: Sequence[tuple[str, str]], *, worst: int = 5
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Figures of each system, and the runs of its worst ids (training text).
+
+    `train` holds (findings, impression).
+    """
+    known = [words(text) for pair in train for text in pair]
+    impressions = {tuple(words(impression)) for _, impression in train} - {()}
+    sources = [words(text) for text in columns["source"]]
+    figures: dict[str, Any] = {"n": len(sources), "training_reports": len(train), "systems": {}}
+    shown = {}
+    for system in SYSTEMS:
+        outputs = [words(text) for text in columns[system]]
+        runs = longest_memorised(outputs, sources, known)
+        lengths = np.array([n for _, n in runs])
+        order = np.argsort(-lengths, kind="stable")[:worst].tolist()
+        figures["systems"][system] = {
+            "max": int(lengths.max()),
+            "p99": float(np.percentile(lengths, 99)),
+            "mean": float(lengths.mean()),
+            **{f"percent_{n}_words": 100 * float((lengths >= n).mean()) for n in LONG},
+            "copies_of_training_impressions": sum(tuple(o) in impressions for o in outputs),
+            "worst": [[columns["id"][i], int(lengths[i])] for i in order],
+        }
+        places = [(i, *runs[i]) for i in order]
+        shown[system] = [" ".join(outputs[i][start : start + n]) for i, start, n in places]
+    return figures, shown
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The table and, below it, all of it as one JSON line."""
+    table = Table(title="Longest run of training words not in the own source", title_justify="left")
+    columns = ("", "max", "p99", "mean", *(f">= {n} words, %" for n in LONG), "whole impressions")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left")
+    labels = {"lora": "LoRA", "base": "base", "reference": "radiologist (base rate)"}
+    for system, row in figures["systems"].items():
+        shares = [f"{row[f'percent_{n}_words']:.1f}" for n in LONG]
+        copies = f"{row['copies_of_training_impressions']:,}"
+        spread = [str(row["max"]), f"{row['p99']:.1f}", f"{row['mean']:.1f}"]
+        table.add_row(labels[system], *spread, *shares, copies)
+    console = Console(
+        width=None if Console().is_terminal else 160, highlight=False, markup=False, emoji=False
+    )
+    console.print(table)
+    worst = figures["systems"]["lora"]["worst"]
+    print("longest of LoRA: " + ", ".join(f"{name} ({n} words)" for name, n in worst))
+    print(json.dumps(figures))
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    config = parse(MemorisationConfig, argv, description=(__doc__ or "").partition("\n")[0])
+    columns = read_predictions(Path(config.predictions).expanduser())
+    if not config.data.path:
+        raise ConfigError("--data.path is missing: the folder of the training pairs, or a hub id")
+    train = read_split(
+        config.data.path,
+        "train",
+        revision=config.data.revision,
+        source_column=config.data.source_column,
+        target_column=config.data.target_column,
+        on_bad_row="skip",
+    )
+    pairs = [(pair.prompt, pair.impression) for pair in train.pairs]
+    figures, shown = memorisation(columns, pairs, worst=config.worst)
+    show(figures)
+    if config.show_text:
+        print("TRAINING TEXT follows: mind where this output goes.")
+        for (name, _), run in zip(figures["systems"]["lora"]["worst"], shown["lora"], strict=True):
+            print(f"{name}: {run}")
+
+
+if __name__ == "__main__":
+    main()

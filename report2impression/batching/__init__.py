@@ -1,0 +1,1 @@
+"""Pairs become tokens, tokens a plan, the plan batches."""

@@ -1,0 +1,1 @@
+"""Batched generation: the own decoder, transformers' as its reference, CTranslate2."""

@@ -1,0 +1,103 @@
+"""engine = "ctranslate2": the same outputs by the CTranslate2 library (extra "ct2"), on the CPU.
+
+The merged model is converted into a temporary folder, which goes when the outputs have been read.
+float32 gives the tokens of the other engines; int8 is faster and differs in a few.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from report2impression.batching.tokens import Tokens
+from report2impression.decoding.options import SearchConfig
+from report2impression.engine.models import T5Model
+from report2impression.program.errors import ConfigError
+
+COMPUTE_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+DEFAULT_BATCH = 48
+
+Row = tuple[int, list[int], float | None]  # index, ids, score
+
+
+def decode(
+    model: T5Model,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Tokens,
+    order: Sequence[int],
+    search: SearchConfig,
+    precision: str = "fp32",
+    batch_size: int = DEFAULT_BATCH,
+) -> Iterator[Row]:
+    """(index, ids without special tokens, score of beams) of the sources in `order`. Raises
+    ConfigError if the library is missing or cannot do what is asked for."""
+    return Converted(model, tokenizer, precision).decode(source, order, search, batch_size)
+
+
+class Converted:
+    """A model as CTranslate2 holds it."""
+
+    def __init__(self, model: T5Model, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
+        self.tokenizer = tokenizer
+        with tempfile.TemporaryDirectory() as folder:
+            self.translator = _translator(model, tokenizer, Path(folder), COMPUTE_TYPES[precision])
+
+    def decode(
+        self, source: Tokens, order: Sequence[int], search: SearchConfig, batch_size: int
+    ) -> Iterator[Row]:
+        """See the function of that name."""
+        names = self.tokenizer.convert_ids_to_tokens
+        found = self.translator.translate_iterable(
+            (names(source.row(i).tolist()) for i in order),
+            max_batch_size=batch_size or DEFAULT_BATCH,
+            beam_size=search.num_beams,
+            max_input_length=0,  # no limit: sources were cut before
+            max_decoding_length=search.max_new_tokens,
+            min_decoding_length=search.min_new_tokens,
+            length_penalty=search.length_penalty,
+            no_repeat_ngram_size=search.no_repeat_ngram,
+            return_scores=search.num_beams > 1,
+        )
+        for index, result in zip(order, found, strict=True):
+            ids = self.tokenizer.convert_tokens_to_ids(result.hypotheses[0])
+            ids = [token for token in ids if token != self.tokenizer.pad_token_id]
+            yield index, ids, result.scores[0] if result.scores else None
+
+
+def _translator(
+    model: T5Model, tokenizer: PreTrainedTokenizerBase, folder: Path, compute_type: str
+) -> Any:
+    try:
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+    except ImportError:
+        raise ConfigError(
+            'engine = ctranslate2 needs the extra "ct2": pip install -c constraints.txt ".[ct2]"'
+        ) from None
+    if isinstance(model, PeftModel):
+        raise ConfigError("engine = ctranslate2 decodes merged models only: use engine = torch")
+    config = model.config
+    if config.tie_word_embeddings != config.scale_decoder_outputs:
+        # Its converter takes the one for the other.
+        raise ConfigError("engine = ctranslate2 does not fit this T5's output head: use torch")
+    # Its T5 has end-of-sequence in every source, as ours have.
+    model.save_pretrained(str(folder / "hf"))
+    tokenizer.save_pretrained(str(folder / "hf"))
+    try:
+        TransformersConverter(str(folder / "hf")).convert(str(folder / "ct2"))
+        return ctranslate2.Translator(
+            str(folder / "ct2"),
+            device="cpu",
+            compute_type=compute_type,
+            intra_threads=torch.get_num_threads(),
+        )
+    except (RuntimeError, ValueError) as error:
+        kind = type(error).__name__
+        raise ConfigError(
+            f"ctranslate2 cannot load this model as {compute_type} here ({kind}): try another "
+            "--precision, or engine = torch"
+        ) from None

@@ -1,0 +1,131 @@
+"""Batched decoding of many reports: long ones first, finished ones replaced, the caller's order
+restored.
+
+    order (longest source first) -> shares of the ranks -> engine -> outputs as they end
+
+Engines: torch (places.py + cache.py + search.py, the default), hf (transformers' `generate`: the
+reference, and the way for models that the other does not cover), ctranslate2 (optional extra).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from report2impression.batching.tokens import Tokens
+from report2impression.decoding.cache import Decoder, why_not
+from report2impression.decoding.hf import decode_hf
+from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.decoding.places import decode
+from report2impression.engine.models import T5Model
+from report2impression.engine.precision import DTYPES
+
+
+def generate(
+    model: T5Model,
+    source: Tokens,
+    config: DecodingConfig,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    rank: int = 0,
+    n_ranks: int = 1,
+    progress: str | None = None,
+) -> list[Output]:
+    """Outputs for every source, in the given order, the same list on every rank.
+
+    `progress` names the bar that rank 0 shows; none = no bar. `tokenizer`: ctranslate2 only.
+    """
+    groups = list(alike(source, longest_first(source)).values())[rank::n_ranks]
+    order = [report for group in groups for report in group]
+    bar = tqdm(
+        total=len(source.lengths),
+        desc=progress,
+        unit="report",
+        disable=progress is None or rank > 0,
+    )
+    done: list[Output] = []
+    n_tokens = 0
+    with bar:
+        for output in stream(model, source, order, config, tokenizer=tokenizer):
+            done.append(output)
+            n_tokens += len(output.ids) * n_ranks
+            bar.update(min(n_ranks, bar.total - bar.n))
+            elapsed = bar.format_dict["elapsed"]
+            if elapsed and bar.n % 16 == 0:
+                bar.set_postfix({"tokens/s": f"{n_tokens / elapsed:,.0f}"}, refresh=False)
+    if n_ranks > 1:
+        done = gather_object(done)
+    done.sort(key=lambda output: output.report)
+    if [output.report for output in done] != list(range(len(source.lengths))):
+        raise RuntimeError("a report was lost or decoded twice while gathering from the ranks")
+    return done
+
+
+def longest_first(source: Tokens) -> list[int]:
+    """Indices by falling length, equal lengths in the caller's order."""
+    return np.argsort(-source.lengths, kind="stable").tolist()
+
+
+def alike(source: Tokens, order: Sequence[int]) -> dict[int, list[int]]:
+    """The reports in that order, those with the same tokens together under the first of them."""
+    firsts: dict[bytes, int] = {}
+    groups: dict[int, list[int]] = {}
+    for report in order:
+        first = firsts.setdefault(source.row(report).tobytes(), report)
+        groups.setdefault(first, []).append(report)
+    return groups
+
+
+def stream(
+    model: T5Model,
+    source: Tokens,
+    order: Sequence[int],
+    config: DecodingConfig,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[Output]:
+    """Outputs of the sources named in `order`, each as soon as it has ended. Equal reports (a fifth
+    of some test sets) are decoded once; with engine = hf, the reference, every one by itself. The
+    first output raises ConfigError if the engine cannot do it."""
+    if config.engine != "hf":
+        groups = alike(source, order)
+        for output in _stream(model, source, list(groups), config, tokenizer):
+            for report in groups[output.report]:
+                yield output._replace(report=report)
+    else:
+        yield from decode_hf(model, source, order, config)
+
+
+def _stream(
+    model: T5Model,
+    source: Tokens,
+    order: Sequence[int],
+    config: DecodingConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Iterator[Output]:
+    """Every source decoded by itself; memory does not grow with their number."""
+    if config.engine == "ctranslate2":
+        from report2impression.decoding import ct2
+
+        if tokenizer is None:
+            raise ValueError("ctranslate2 needs the tokenizer")
+        rows = ct2.decode(model, tokenizer, source, order, config, config.precision)
+        limit = config.max_new_tokens
+        return (Output(report, ids, score, len(ids) >= limit) for report, ids, score in rows)
+    if why_not(model):
+        return decode_hf(model, source, order, config)
+    return decode(Decoder(model, DTYPES[config.precision]), source, order, config)
+
+
+# --- engine = "torch" -----------------------------------------------------------------------------
+
+
+# --- engine = "hf" --------------------------------------------------------------------------------
+
+
+def to_text(tokenizer: PreTrainedTokenizerBase, outputs: Sequence[Sequence[int]]) -> list[str]:
+    """Decoded impressions, special tokens (sentinels too) dropped, outer blanks stripped."""
+    texts = tokenizer.batch_decode(list(outputs), skip_special_tokens=True)
+    return [text.strip() for text in texts]

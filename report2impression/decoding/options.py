@@ -1,0 +1,71 @@
+"""Settings of decoding, and what it gives back; loads neither torch nor transformers."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from report2impression.program.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How impressions are decoded."""
+
+    num_beams: int = 1
+    """Beams of the search; 1 = greedy."""
+    max_new_tokens: int = 128
+    """Longest generated impression, in tokens."""
+    min_new_tokens: int = 0
+    """End-of-sequence is not allowed before so many tokens."""
+    length_penalty: float = 1.0
+    """Beams only: log-probabilities are divided by length ** length_penalty; above 0 favours long
+    outputs."""
+    no_repeat_ngram: int = 0
+    """No n-gram of this many tokens twice in an output; 0 = allowed."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("no_repeat_ngram", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ConfigError("min_new_tokens must be between 0 and max_new_tokens")
+        if not -10 <= self.length_penalty <= 10:
+            raise ConfigError(f"length_penalty must be -10 to 10, not {self.length_penalty}")
+
+
+EngineName = Literal["torch", "hf", "ctranslate2"]
+
+
+DecodingPrecision = Literal["fp32", "bf16", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class DecodingConfig(SearchConfig):
+    """How, and with what, impressions are decoded."""
+
+    engine: EngineName = "torch"
+    """torch = own decoder with caches; hf = transformers' generate (the reference); ctranslate2 =
+    that library (extra "ct2"; CPU; greedy or beams)."""
+    precision: DecodingPrecision = "fp32"
+    """fp32 = the exact outputs; bf16, fp16 (and int8 with ctranslate2) are faster and differ in a
+    few."""
+    batch_size: int = 0
+    """Reports decoded together by one process; 0 = what fits into cache_mib, at most 256."""
+    cache_mib: int = 2048
+    """Memory for the keys and values of the reports in flight, in MiB (engine torch, batch_size 0).
+    A token takes 24 KiB in T5-small's fp32, half of that in bf16; give large models more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 0 or self.cache_mib < 1:
+            raise ConfigError("batch_size must be 0 or more, cache_mib at least 1")
+        if self.precision == "int8" and self.engine != "ctranslate2":
+            raise ConfigError("precision = int8 needs engine = ctranslate2")
+
+
+class Output(NamedTuple):
+    """One decoded report."""
+
+    report: int  # its index in the caller's order
+    ids: list[int]  # without special tokens
+    score: float | None  # beams: log-probability / length ** length_penalty
+    cut: bool  # ended by max_new_tokens

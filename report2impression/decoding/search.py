@@ -1,0 +1,252 @@
+"""Which token comes next: greedy and beam search as states over places, without a model.
+
+A place is one report being decoded; it has `width` rows (beams). All places share the columns of
+one buffer (cache.py): a place that began at column f has generated c - f tokens before column
+c. The rules are those of transformers' `generate` (greedy; `_beam_search` with early_stopping =
+False), place by place, so that places can come and go.
+
+P places, W beams, V vocabulary, C columns.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from report2impression.decoding.options import SearchConfig
+from report2impression.decoding.vocabulary import Vocabulary, largest
+
+Device = torch.device
+
+NEVER = -1.0e9  # transformers' score of what is not allowed; finite, so that sums stay ordered
+
+
+Result = tuple[list[int], float | None]  # ids up to and without end-of-sequence, score of beams
+
+
+class Search(Protocol):
+    """The state of P places."""
+
+    width: int
+
+    @property
+    def finished(self) -> Tensor: ...  # (P,) bool
+
+    def begin(self, places: Tensor) -> None:
+        """New reports in these places."""
+
+    def advance(
+        self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (P * W, D) before `column`, how many tokens were generated before it (P,)
+        -> the token of each row (P * W,), and the row whose past it goes on from (none: its own).
+        """
+
+    def results(self, places: Tensor, first: Tensor) -> list[Result]:
+        """What finished places generated; `first` are the columns where they began."""
+
+    def keep(self, places: Tensor) -> None:
+        """Forget all other places."""
+
+    def shift(self, by: int) -> None:
+        """All columns move `by` to the front."""
+
+
+def make_search(
+    config: SearchConfig, places: int, columns: int, eos_id: int, pad_id: int, device: torch.device
+) -> Search:
+    kind = Greedy if config.num_beams == 1 else Beams
+    return kind(config, places, columns, eos_id, pad_id, device)
+
+
+class _State:
+    """Moving places about is the same for both searches."""
+
+    state: dict[str, Tensor]  # each has P as its first dimension
+    by_column = ("tokens", "best")  # and these have C as their last
+    config: SearchConfig
+    eos: int
+    pad: int
+
+    def keep(self, places: Tensor) -> None:
+        self.state = {name: tensor[places] for name, tensor in self.state.items()}
+
+    def shift(self, by: int) -> None:
+        """Columns move `by` to the front."""
+        for name in self.by_column:
+            if name in self.state:
+                self.state[name] = self.state[name].roll(-by, -1)
+
+    @property
+    def finished(self) -> Tensor:
+        return self.state["finished"]
+
+    def _cut(self, tokens: Tensor, first: Tensor) -> list[list[int]]:
+        """Rows (n, C) of the buffer -> ids of each, from its first column on."""
+        limit, rows = self.config.max_new_tokens, zip(tokens.tolist(), first.tolist(), strict=True)
+        return [_until(row[start : start + limit], self.eos, self.pad) for row, start in rows]
+
+
+class Greedy(_State):
+    """The most probable token, until end-of-sequence."""
+
+    width = 1
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        places: int,
+        columns: int,
+        eos: int,
+        pad: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.eos, self.pad = config, eos, pad
+        self.state = {
+            "tokens": torch.full((places, columns), pad, device=device),
+            "finished": torch.ones(places, dtype=torch.bool, device=device),
+        }
+
+    def begin(self, places: Tensor) -> None:
+        self.state["tokens"][places] = self.pad
+        self.state["finished"][places] = False
+
+    def advance(
+        self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int
+    ) -> tuple[Tensor, None]:
+        state, config = self.state, self.config
+        if config.no_repeat_ngram:
+            logits = vocabulary.logits(hidden).float()
+            tokens = state["tokens"][:, None]
+            token = restrict(logits, tokens, age, column, config, self.eos).argmax(-1)
+        else:
+            too_early = age < config.min_new_tokens if config.min_new_tokens else None
+            token = vocabulary.best(hidden, too_early, self.eos)
+        token = token.masked_fill_(state["finished"], self.pad)
+        state["tokens"][:, column] = token
+        state["finished"] |= (token == self.eos) | (age + 1 >= self.config.max_new_tokens)
+        return token, None
+
+    def results(self, places: Tensor, first: Tensor) -> list[Result]:
+        return [(ids, None) for ids in self._cut(self.state["tokens"][places], first)]
+
+
+class Beams(_State):
+    """The W best partial outputs of each place go on; complete ones compete by log-probability
+    divided by length ** length_penalty."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        places: int,
+        columns: int,
+        eos: int,
+        pad: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.eos, self.pad, self.width = config, eos, pad, config.num_beams
+        shape = (places, self.width)
+        # As float32, like Python's power divided into a float32 tensor.
+        powers = [max(n, 1) ** config.length_penalty for n in range(config.max_new_tokens + 2)]
+        self.powers = torch.tensor(powers, dtype=torch.float32, device=device)
+        self.state = {
+            "tokens": torch.full((*shape, columns), pad, device=device),
+            "scores": torch.zeros(shape, device=device),
+            "best": torch.full((*shape, columns), pad, device=device),
+            "best_scores": torch.full(shape, NEVER, device=device),
+            "complete": torch.zeros(shape, dtype=torch.bool, device=device),
+            "finished": torch.ones(places, dtype=torch.bool, device=device),
+        }
+
+    def begin(self, places: Tensor) -> None:
+        state = self.state
+        state["tokens"][places] = self.pad
+        state["best"][places] = self.pad
+        state["scores"][places] = NEVER  # all beams start alike: only the first counts
+        state["scores"][places, 0] = 0.0
+        state["best_scores"][places] = NEVER
+        state["complete"][places] = False
+        state["finished"][places] = False
+
+    def advance(
+        self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int
+    ) -> tuple[Tensor, Tensor]:
+        state, width, limit = self.state, self.width, self.config.max_new_tokens
+        n_places = len(age)
+        age = age.clamp(max=limit)  # finished places may run on
+        log_p = torch.log_softmax(vocabulary.logits(hidden).float(), -1)
+        log_p = restrict(log_p, state["tokens"], age, column, self.config, self.eos)
+        total = (log_p.view(n_places, width, -1) + state["scores"][..., None]).flatten(1)
+        top, index = largest(total, 2 * width)
+        beam, token = index // log_p.shape[-1], index % log_p.shape[-1]
+        tokens = _of_beams(state["tokens"], beam)
+        tokens[..., column] = token
+        ends = (token == self.eos) | (age + 1 >= limit)[:, None]
+
+        # What goes on: the best that do not end.
+        running = top + ends.float() * NEVER
+        chosen = running.topk(width)[1]
+        state["tokens"] = _of_beams(tokens, chosen)
+        state["scores"] = running.gather(1, chosen)
+
+        # What is complete: the best W of the old ones and those among the first W that end here.
+        new = ends.clone()
+        new[:, width:] = False
+        scores = top / self.powers[age + 1][:, None]
+        scores = scores + (state["finished"][:, None] | ~new).float() * NEVER
+        scores = torch.cat([state["best_scores"], scores], 1)
+        kept = scores.topk(width)[1]
+        state["best"] = _of_beams(torch.cat([state["best"], tokens], 1), kept)
+        state["best_scores"] = scores.gather(1, kept)
+        state["complete"] = torch.cat([state["complete"], new], 1).gather(1, kept)
+
+        # Nothing that runs can win any more (by the present length: transformers' heuristic).
+        best_running = state["scores"][:, :1] / self.powers[age + 1][:, None]
+        worst = torch.where(state["complete"], state["best_scores"].amin(1, keepdim=True), NEVER)
+        hopeless = ~(best_running > worst).any(1)
+        state["finished"] = state["finished"] | hopeless | (age + 1 >= limit)
+
+        rows = torch.arange(n_places, device=beam.device)[:, None] * width
+        past = (rows + beam.gather(1, chosen)).view(-1)
+        return token.gather(1, chosen).view(-1), past
+
+    def results(self, places: Tensor, first: Tensor) -> list[Result]:
+        rows = self._cut(self.state["best"][places, 0], first)
+        return list(zip(rows, self.state["best_scores"][places, 0].tolist(), strict=True))
+
+
+def _of_beams(tensor: Tensor, beams: Tensor) -> Tensor:
+    """tensor (P, W, C), beams (P, n) -> (P, n, C)."""
+    return tensor.gather(1, beams[..., None].expand(-1, -1, tensor.shape[-1]))
+
+
+def restrict(
+    scores: Tensor, tokens: Tensor, age: Tensor, column: int, config: SearchConfig, eos: int
+) -> Tensor:
+    """Scores (P * W, V) with what may not come next at -inf; changed in place.
+
+    tokens (P, W, C) are the buffer, of which `age` (P,) columns before `column` are written.
+    """
+    width = tokens.shape[1]
+    if config.min_new_tokens:
+        too_early = (age < config.min_new_tokens).repeat_interleave(width)
+        scores[:, eos] = scores[:, eos].masked_fill(too_early, float("-inf"))
+    n = config.no_repeat_ngram
+    if n and column >= n:
+        past = tokens[..., :column].flatten(0, 1)  # (R, column)
+        begun = (column - age).repeat_interleave(width)[:, None]  # first column of each row
+        grams = past.unfold(1, n, 1)  # (R, column - n + 1, n)
+        last = past[:, column - n + 1 :]
+        repeats = (grams[..., : n - 1] == last[:, None]).all(-1)
+        places = torch.arange(repeats.shape[1], device=past.device)
+        repeats &= places >= begun
+        repeats &= (age >= n - 1).repeat_interleave(width)[:, None]
+        rows, where = repeats.nonzero(as_tuple=True)  # waits for the device
+        scores[rows, grams[rows, where, n - 1]] = float("-inf")
+    return scores
+
+
+def _until(row: list[int], eos: int, pad: int) -> list[int]:
+    """The row up to end-of-sequence, padding left out."""
+    end = row.index(eos) if eos in row else len(row)
+    return [token for token in row[:end] if token != pad]

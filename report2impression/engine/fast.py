@@ -1,0 +1,123 @@
+"""engine = "fast": T5 + LoRA on packed tokens, on the parameters of a Hugging Face + PEFT model.
+
+PEFT owns the parameters and the adapter's format; this file owns the arithmetic (its pieces:
+ops.py, attention.py). No linear sees a padding token, linears that share an input are one
+matrix product, masks and position biases are built once per stack and step, and the vocabulary is
+only projected on at label tokens. `model.PaddedEngine` is the reference: equal loss and gradients
+in fp32.
+
+Nothing here waits for the device: every index comes with the batch (collation.collate_packed).
+
+B examples; S source and T target places of the padded grids; N source and M target tokens, packed;
+D model width, H heads, K head width, V vocabulary, R LoRA rank.
+"""
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from report2impression.engine.adapter import Pairs, Step
+from report2impression.engine.attention import Grid
+from report2impression.engine.blocks import Block, Memory, Stack
+from report2impression.engine.ops import (
+    Dropout,
+    summed_cross_entropy,
+)
+
+
+class FastEngine(nn.Module):
+    """The training forward of a model that `why_not` has no word against.
+
+    Takes the frozen matrices over into `dtype`, once: from then on the model's own layers look at
+    the engine's storage (and need autocast to run). The adapter stays fp32. Build it after the
+    model is on its device.
+    """
+
+    def __init__(self, model: PeftModel, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        base = model.get_base_model()
+        self.config = base.config
+        self.start_id: int = base.config.decoder_start_token_id
+        self.pad_id: int = base.config.pad_token_id
+        self.dtype = dtype
+        self.pairs = Pairs()
+        encoder = [Block(block, dtype, self.pairs) for block in base.encoder.block]
+        decoder = [Block(block, dtype, self.pairs) for block in base.decoder.block]
+        self.encoder = Stack(base.encoder, encoder, dtype)
+        self.decoder = Stack(base.decoder, decoder, dtype)
+        tied = base.lm_head.weight is base.shared.weight
+        self.embedding = _freeze(
+            dtype, base.shared, base.encoder.embed_tokens, base.decoder.embed_tokens
+        )
+        self.vocabulary = _freeze(dtype, base.lm_head)
+        if tied:
+            base.lm_head.weight, self.vocabulary = base.shared.weight, self.embedding
+
+    def forward(
+        self, source_ids: Tensor, decoder_ids: Tensor, labels: Tensor, **places: Tensor
+    ) -> Tensor:
+        """(N,) (M,) (M,), and where the tokens stand in grids for attention -> cross-entropy summed
+        over the label tokens, fp32 scalar. `collation.collate_packed` makes these."""
+        with torch.autocast(source_ids.device.type, enabled=False):
+            step = self._step(source_ids.device)
+            heads = self.config.num_heads
+            source, target = (grids_of(places, side, heads) for side in ("source", "target"))
+            paddings = [self._padding(keys) for keys in numbered(places, "source_keys")]
+
+            # What is added to the scores, (B * H, T or 1, S), once for all blocks of a stack.
+            biases = [
+                (self.encoder.position_bias(grid.shape[1]) + padding).flatten(0, 1)
+                for grid, padding in zip(source, paddings, strict=True)
+            ]
+            states = self.encoder(step, self.embedding[source_ids], source, biases)
+            paddings = [padding.expand(-1, heads, -1, -1).flatten(0, 1) for padding in paddings]
+            biases = [
+                self.decoder.position_bias(length).expand(n, -1, -1, -1).flatten(0, 1)
+                for n, length in (grid.shape for grid in target)
+            ]
+            memory = Memory(states, source, paddings)
+            hidden = self.decoder(step, self.embedding[decoder_ids], target, biases, memory)
+            if self.config.scale_decoder_outputs:
+                hidden = hidden * self.config.d_model**-0.5
+            return summed_cross_entropy(hidden, self.vocabulary, labels)
+
+    def _padding(self, keys: Tensor) -> Tensor:
+        """(B, S) -> (B, 1, 1, S), -inf where there is no token."""
+        padding = torch.zeros(keys.shape, dtype=self.dtype, device=keys.device)
+        return padding.masked_fill_(~keys, float("-inf"))[:, None, None, :]
+
+    def _step(self, device: torch.device) -> "Step":
+        p_lora = self.pairs.dropout if self.training else 0.0
+        p_model = self.config.dropout_rate if self.training else 0.0
+        in_lora = Dropout(p_lora, self.dtype, device)
+        scale = self.pairs.scaling * (in_lora.scale if in_lora.on else 1.0)
+        return Step(
+            Dropout(p_model, self.dtype, device), in_lora, self.pairs.packed(self.dtype, scale)
+        )
+
+
+def _freeze(dtype: torch.dtype, *modules: nn.Module) -> Tensor:
+    """The weight that the modules share, in `dtype`; they keep no other copy."""
+    weight = modules[0].weight.detach().to(dtype)  # type: ignore[operator]
+    for module in modules:
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    return weight
+
+
+def numbered(places: dict[str, Tensor], name: str) -> list[Tensor]:
+    """The tensors that `collation.collate_packed` calls name, name_1, name_2, ..."""
+    found = [name, *(f"{name}_{i}" for i in range(1, len(places)))]
+    return [places[key] for key in found if key in places]
+
+
+def grids_of(places: dict[str, Tensor], side: str, n_heads: int) -> list[Grid]:
+    """Of the source or the target."""
+    rows, slots = numbered(places, f"{side}_rows"), numbered(places, f"{side}_slots")
+    return [Grid(*grid, n_heads) for grid in zip(rows, slots, strict=True)]
+
+
+# --- the adapter ----------------------------------------------------------------------------------
+
+
+# --- the model ------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""How every program of the project behaves: settings, errors, privacy, files, tables."""

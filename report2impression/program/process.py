@@ -1,0 +1,126 @@
+"""This process and one beside it: libraries kept quiet, memory kept, work done aside.
+
+`keep_freed_memory` is for glibc's allocator. By default it gives every large block back to the
+system, and the next step pays for fresh pages: on two CPU cores that was more than half of the
+fast engine's time.
+
+    aside = Aside(prepare)              # it prepares itself while this process goes on
+    later = aside.ask(function, *args)  # and works while this process goes on
+    result = later()
+
+It is a fork: begin before this process has threads or a CUDA context. Arguments and results go
+through a pipe and never onto the disk. It is only ever a help: whatever happens to it, the function
+is called here instead.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+# No bars and notes of theirs between ours; whoever wants them sets these before.
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def quieten_libraries() -> None:
+    """Of a program, before it imports them; those that are there already are told so."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings(
+        "ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning
+    )
+    hub, datasets, transformers = map(
+        sys.modules.get, ("huggingface_hub", "datasets", "transformers")
+    )
+    if hub:
+        hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    if datasets:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+        datasets.disable_progress_bars()
+    if transformers:
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+
+
+# Parameters of mallopt(3).
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+SETTINGS = {
+    M_MMAP_MAX: 0,  # large blocks from the heap, too
+    M_TRIM_THRESHOLD: -1,  # the heap never shrinks
+    M_TOP_PAD: 2**29,  # bytes by which it grows
+}
+
+
+def keep_freed_memory() -> bool:
+    """Apply the settings to this process; false where the C library has no mallopt."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    taken = [mallopt(parameter, value) for parameter, value in SETTINGS.items()]
+    return all(taken)
+
+
+T = TypeVar("T")
+
+
+class Aside:
+    """Takes one request at a time."""
+
+    def __init__(self, prepare: Callable[[], object]) -> None:
+        context = get_context("fork")
+        self._pipe, there = context.Pipe()
+        self.process = context.Process(target=_work, args=(prepare, there, self._pipe), daemon=True)
+        self.process.start()
+        there.close()
+        self._busy = False
+
+    def ask(self, function: Callable[..., T], *args: object) -> Callable[[], T]:
+        """A call that waits for the result. RuntimeError before the last one was waited for."""
+        if self._busy:
+            raise RuntimeError("the request before is still under way")
+        here = partial(function, *args)
+        try:
+            self._pipe.send((function, args))
+        except OSError:
+            return here
+        self._busy = True
+
+        @cache
+        def result() -> T:
+            try:
+                is_done, found = self._pipe.recv()
+            except (EOFError, OSError):
+                is_done, found = False, None
+            self._busy = False
+            return found if is_done else here()
+
+        return result
+
+
+def _work(prepare: Callable[[], object], pipe: Connection, other_end: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is told so
+    other_end.close()  # so that the end of that process is the end of the pipe
+    with suppress(Exception):
+        prepare()
+    with suppress(EOFError, OSError):
+        while True:
+            function, args = pipe.recv()
+            try:
+                answer = True, function(*args)
+            except Exception:
+                answer = False, None
+            pipe.send(answer)

@@ -1,0 +1,1 @@
+"""Report pairs from folders, files and hub sets, row by row, each bad row named."""

@@ -1,0 +1,327 @@
+"""Report pairs (findings -> impression) of one split, from a folder or a hub data set.
+
+    split = read_split("data/iu_xray", "train")            # the files of reading.split_files
+    split = read_split("owner/name", "validation")         # a data set on the hub
+    for item in stream_split("data/large", "train"): ...   # Pair | BadRow, in constant memory
+
+A row is bad if it cannot be read or if a cell that we need is not clean text. Bad rows stop the
+reading ("error") or are left out and listed in `Split.skipped` ("skip"); "auto" is "error" for
+files, which their owner can mend, and "skip" for hub sets, which nobody here can. Messages hold no
+report text: of a foreign exception they name only the class, as its text may quote a cell or a
+host.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from report2impression.program.errors import ConfigError, DataError
+from report2impression.reading.hub import open_hub_table
+from report2impression.reading.rows import BLANK, MAX_LINE_BYTES, PlacedRow, Row, Table
+from report2impression.reading.split_files import find_split, open_split
+
+SPLITS = ("train", "validation", "test")
+KNOWN_COLUMNS = (("prompt", "impressions"), ("findings", "impression"), ("text", "summary"))
+MARKS = ("id", "group", "patient")
+MANY = 1000  # names of columns; beyond them nobody looks
+# All control characters but tab, LF, VT, FF, CR and NEL: traces of binary data or of a wrong
+# encoding, and orders to a terminal.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_C0 = bytes(code for code in range(128) if _CONTROLS.match(chr(code)))
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # a text of nothing else, as zero-width spaces, is empty
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    id: str
+    prompt: str
+    impression: str
+    group: str = ""
+    patient: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    row: int  # data row, counted from 0, bad rows included
+    where: str  # such as "train.jsonl line 3"
+    reason: str
+
+
+@dataclass(frozen=True)
+class Split:
+    name: str
+    pairs: list[Pair]
+    n_rows: int  # good and bad ones; of one source len(pairs) + len(skipped)
+    skipped: list[BadRow]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a pair's parts; a mark that was asked for by name must be in every row."""
+
+    source: str
+    target: str
+    marks: tuple[str, str, str] = MARKS
+    asked: frozenset[str] = frozenset()
+
+    def names(self) -> tuple[str, ...]:
+        return (self.source, self.target, *self.marks)
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """A split that is found and has its columns, its rows not read yet."""
+
+    split: str
+    path: str
+    table: Table
+    columns: Columns
+    stops: bool  # at bad rows
+
+    def stream(self) -> Iterator[Pair | BadRow]:
+        """Every row once; bad ones are not given but raised, all counted, if they are to stop."""
+        n_good, n_bad, first = 0, 0, None
+        rows = _without_last_blanks(self.table.rows(self.columns.names()))
+        for index, (place, number, row) in enumerate(rows):
+            item = _to_pair(row, self.columns, f"{self.split}-{index}")
+            if isinstance(item, Pair):
+                n_good += 1
+                if not (first and self.stops):
+                    yield item
+                continue
+            bad = BadRow(index, f"{place} {number}" if number else place, item)
+            n_bad, first = n_bad + 1, first or bad
+            if not self.stops:
+                yield bad
+        if first and (self.stops or not n_good):
+            _refuse(first, n_bad, self.path, can_skip=n_good > 0)
+        if not n_good:
+            raise DataError(
+                f"{self.table.name} (in {self.path}): no rows; add some, or point `--data.path` "
+                "elsewhere"
+            )
+
+    def read(self) -> Split:
+        """All rows as lists."""
+        pairs: list[Pair] = []
+        skipped: list[BadRow] = []
+        for item in self.stream():
+            if isinstance(item, Pair):
+                pairs.append(item)
+            else:
+                skipped.append(item)
+        return Split(self.split, pairs, len(pairs) + len(skipped), skipped)
+
+
+def open_pairs(
+    path: str,
+    split: str,
+    *,
+    revision: str | None = None,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    id_column: str | None = None,
+    group_column: str | None = None,
+    patient_column: str | None = None,
+    on_bad_row: str = "auto",
+) -> PairTable:
+    """Find a split and its columns.
+
+    ConfigError: the call or the path cannot be used. DataError: missing, unreachable or broken
+    data, or none of the columns.
+    """
+    marks = (id_column, group_column, patient_column)
+    _check_call(split, source_column, target_column, on_bad_row)
+    folder = os.path.expanduser(path)
+    is_local = os.path.isdir(folder)  # asked before Path("") becomes "."
+    if is_local:
+        table = open_split(Path(folder), split)
+    else:
+        _check_hub_id(path)
+        table = open_hub_table(path, split, revision)
+    columns = _find_columns(table, source_column, target_column, marks, path)
+    stops = on_bad_row == "error" or (on_bad_row == "auto" and is_local)
+    return PairTable(split, path, table, columns, stops)
+
+
+def stream_split(path: str, split: str, **options: str | None) -> Iterator[Pair | BadRow]:
+    """The rows of one split in the order of the data, read once in constant memory.
+
+    Options and errors are those of `open_pairs`. A DataError for bad rows that are not to be
+    skipped, or for a split without a good row, comes when all rows have been seen.
+    """
+    return open_pairs(path, split, **options).stream()  # type: ignore[arg-type]
+
+
+def read_split(path: str, split: str, **options: str | None) -> Split:
+    """The clean pairs of one split as a list (options and errors as `stream_split`)."""
+    return open_pairs(path, split, **options).read()  # type: ignore[arg-type]
+
+
+def has_split(path: str, split: str) -> bool:
+    """Whether a local folder holds the split, readable or not; False for a hub id."""
+    try:
+        find_split(Path(os.path.expanduser(path)), split)
+    except DataError:
+        return False
+    return True
+
+
+def _refuse(first: BadRow, n_bad: int, path: str, *, can_skip: bool) -> None:
+    count = f"{n_bad} bad row{'s' * (n_bad > 1)} in all"
+    remedy = "leave them out with `--data.on_bad_row skip`" if can_skip else "no row is usable"
+    raise DataError(f"{first.where} (in {path}): {first.reason}; {count}: mend them, or {remedy}")
+
+
+def _check_call(split: str, source: str | None, target: str | None, on_bad_row: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    if on_bad_row not in ("auto", "error", "skip"):
+        raise ConfigError(f"--data.on_bad_row {on_bad_row!r} is not one of auto, error, skip")
+    if source is not None and source == target:
+        raise ConfigError(
+            f"--data.source_column and --data.target_column are both {source!r}; name two columns"
+        )
+
+
+def _check_hub_id(path: str) -> None:
+    """Refuse what is no `owner/name`: a bare word would name a loader of `datasets`, as "csv"."""
+    if _is_there(os.path.expanduser(path)):
+        raise ConfigError(f"--data.path {path} is not a folder; name the folder that holds it")
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", path, re.ASCII):
+        raise ConfigError(
+            f"--data.path {path!r} is neither an existing folder nor a hub id `owner/name`"
+        )
+
+
+def _is_there(path: str) -> bool:
+    """Also a link that leads nowhere or round in a circle."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL in the name
+        return False
+
+
+def _without_last_blanks(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+    """Blank lines between rows are bad rows, those at the end of a file nothing."""
+    place, first, n_blank = "", 0, 0
+    for here, number, row in rows:
+        if row == BLANK:
+            place, first, n_blank = here, number - n_blank, n_blank + 1
+            continue
+        yield from ((place, first + i, BLANK) for i in range(n_blank))
+        n_blank = 0
+        yield here, number, row
+
+
+# ---- columns
+
+
+def _find_columns(
+    table: Table,
+    source: str | None,
+    target: str | None,
+    marks: tuple[str | None, str | None, str | None],
+    path: str,
+) -> Columns:
+    """The first known pair of columns; of JSONL, whose rows may differ in their keys, those of the
+    first row that has such a pair."""
+    wanted = [(source or known[0], target or known[1]) for known in KNOWN_COLUMNS]
+    keys = [table.columns] if table.columns else _keys(table)
+    names: dict[str, None] = {}
+    chosen = wanted[0]
+    for found in keys:
+        chosen = next((pair for pair in wanted if {*pair} <= {*found}), chosen)
+        if {*chosen} <= {*found}:
+            names = {}
+            break
+        if len(names) < MANY:
+            names |= dict.fromkeys(name for name in found if name)
+    if names:
+        raise DataError(_no_columns(f"{table.name} (in {path})", wanted, names))
+    id_name, group, patient = (mark or known for mark, known in zip(marks, MARKS, strict=True))
+    columns = Columns(*chosen, (id_name, group, patient), frozenset(filter(None, marks)))
+    if table.columns and (missing := columns.asked - set(table.columns)):
+        raise DataError(
+            f"{table.name} (in {path}): no column {', '.join(sorted(missing))}; found: "
+            f"{show_names(table.columns)}"
+        )
+    return columns
+
+
+def _keys(table: Table) -> Iterator[Collection[str]]:
+    return (row.keys() for _, _, row in table.rows(None) if isinstance(row, dict))
+
+
+def _no_columns(label: str, wanted: list[tuple[str, str]], names: Collection[str]) -> str:
+    pairs = " or ".join(f"{a}/{b}" for a, b in dict.fromkeys(wanted))
+    return (
+        f"{label}: no columns {pairs}; found: {show_names(names)}; name them with "
+        "`--data.source_column` and `--data.target_column`"
+    )
+
+
+def show_names(names: Collection[str]) -> str:
+    """Column names, unless one is not a plain word: without a header line they are report text."""
+    shown = list(filter(None, names))
+    if all(re.fullmatch(r"[A-Za-z_][\w-]{0,39}", name) for name in shown):
+        return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+    return f"{len(shown)} names, not shown as they may be report text (is the header missing?)"
+
+
+# ---- cells
+
+
+def _to_pair(row: Row, columns: Columns, default_id: str) -> Pair | str:
+    """The clean pair, or the reason why the row is bad."""
+    if isinstance(row, str):
+        return row
+    texts: list[Any] = [row.get(columns.source), row.get(columns.target)]
+    marks: list[Any] = [
+        _to_mark(row.get(name)) if name in row or name not in columns.asked else None
+        for name in columns.marks
+    ]
+    for place, (name, cell) in enumerate(zip(columns.names(), texts + marks, strict=True)):
+        if place > 1 and cell == "":
+            continue  # a mark that is not there
+        if problem := _cell_problem(cell, may_be_empty=place > 1):
+            return f"`{name}` {problem}"
+    prompt, impression = (cell.strip() for cell in texts)
+    return Pair(marks[0] or default_id, prompt, impression, marks[1], marks[2])
+
+
+def _to_mark(cell: Any) -> Any:
+    """An id, group or patient as text; missing is ""; what is neither text nor integer is kept."""
+    if cell is None or cell != cell:  # NaN, which pandas writes for a missing cell
+        return ""
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return str(cell)
+    return cell.strip() if isinstance(cell, str) else cell
+
+
+def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
+    if cell is None:
+        return "is missing"
+    if not isinstance(cell, str):
+        return f"is not text but {type(cell).__name__}"
+    if len(cell) > MAX_LINE_BYTES:
+        return "is longer than 100 MB"
+    try:
+        data = cell.encode("utf-8")
+    except UnicodeEncodeError:
+        return "has half a surrogate pair"
+    # Spares most cells the search, which is slow: C1 signs begin with 0xC2 in UTF-8.
+    is_suspect = b"\xc2" in data or len(data.translate(None, _C0)) < len(data)
+    if is_suspect and (found := _CONTROLS.search(cell)):
+        return f"holds the control character U+{ord(found[0]):04X}"
+    return "" if may_be_empty or _is_seen(cell) else "is empty"
+
+
+def _is_seen(cell: str) -> bool:
+    if cell[:1].isalnum():  # as most texts begin
+        return True
+    return any(unicodedata.category(sign) not in _UNSEEN for sign in cell)

@@ -1,0 +1,1 @@
+"""What an evaluation shows: tables, files, the page and its pictures."""

@@ -1,0 +1,1 @@
+"""A training run that cannot be lost: recipe, folder, checkpoints, processes, figures."""

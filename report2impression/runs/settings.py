@@ -1,0 +1,40 @@
+"""The settings of a program, from its command line; loads nothing heavy.
+
+`--help`, mistakes and `--dry_run` are answered here and end the program: an entry point calls this
+before it imports torch.
+"""
+
+from pathlib import Path
+
+from report2impression.program.config import load, parse
+from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.reading.dry_run import dry_run
+from report2impression.runs.evaluation import EvalConfig, as_trained
+from report2impression.runs.recipe import TrainConfig
+
+
+@exits_cleanly
+def training_settings(argv: list[str] | None = None) -> TrainConfig:
+    """Of train_loop.py. SystemExit where they are wrong (2), or after a dry run (0)."""
+    config = parse(TrainConfig, argv, description="Fine-tune T5 with LoRA: findings -> impression")
+    if config.dry_run:
+        dry_run(config.data, ["train", "validation"])
+        raise SystemExit
+    return config
+
+
+@exits_cleanly
+def evaluation_settings(argv: list[str] | None = None) -> tuple[EvalConfig, TrainConfig]:
+    """Of eval.py, and those of the run it looks at. SystemExit as above."""
+    config = parse(EvalConfig, argv, description="Base vs LoRA adapter on sampled test reports")
+    adapter = Path(config.adapter).expanduser()
+    for name in ("training.toml", "adapter_config.json"):
+        if not (adapter / name).is_file():
+            raise ConfigError(
+                f"{adapter} holds no {name}: give the adapter folder of a run (RUN/adapter)"
+            )
+    trained = load(TrainConfig, adapter / "training.toml")
+    if config.dry_run:
+        dry_run(as_trained(config.data, trained.data), ["test"])
+        raise SystemExit
+    return config, trained

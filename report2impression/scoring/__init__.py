@@ -1,0 +1,1 @@
+"""Figures that can be trusted: ROUGE, BLEU, their tests, baselines, faithfulness."""

@@ -1,0 +1,1 @@
+"""Is an impression supported by its report: read without a language model."""

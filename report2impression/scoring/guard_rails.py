@@ -1,0 +1,105 @@
+"""Signs that a comparison measures something else than it seems to, each with its remedy.
+
+A guard rail is {"name", "system", "value", "message"}; a healthy evaluation has none. Messages hold
+counts and flags, never text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from report2impression.scoring.describe import loops, n_equal
+
+LEAST_BREVITY_PENALTY = 0.8
+Rail = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the decoder and the tokenizer cut, which texts alone cannot tell; None = not known."""
+
+    max_new_tokens: int | None = None
+    long_references: int = 0
+    """References of more than max_new_tokens tokens, end of sequence included: out of reach."""
+    unfinished: Mapping[str, int] = field(default_factory=dict)
+    """Outputs of each system that ran into max_new_tokens without an end of sequence."""
+    max_source_tokens: int | None = None
+    truncated_sources: int = 0
+    """Sources of which the model saw the first max_source_tokens only."""
+
+
+def guard_rails(
+    outputs: Mapping[str, Sequence[str]],
+    sources: Sequence[str],
+    *,
+    brevity_penalties: Mapping[str, float],
+    limits: Limits | None = None,
+) -> list[Rail]:
+    """What there is to warn of, for the systems in `outputs` (N texts each)."""
+    rails = of_limits(limits or Limits(), len(sources))
+    for system, texts in outputs.items():
+        rails += of_outputs(system, texts, sources, brevity_penalties[system])
+    return rails
+
+
+def of_limits(limits: Limits, n: int) -> list[Rail]:
+    """References, sources and outputs that were cut."""
+    rails = []
+    if limits.long_references:
+        told = (
+            f"{limits.long_references:,} of {n:,} references are longer than --max_new_tokens "
+            f"{limits.max_new_tokens}, so no output can match them: raise it"
+        )
+        rails.append(_rail("references_cut", "reference", limits.long_references, told))
+    if limits.truncated_sources:
+        told = (
+            f"{limits.truncated_sources:,} of {n:,} reports are longer than "
+            f"{limits.max_source_tokens} tokens and lost their end: train with a larger "
+            "--data.max_source_tokens, and read their rows apart"
+        )
+        rails.append(_rail("sources_cut", "source", limits.truncated_sources, told))
+    for system, count in limits.unfinished.items():
+        if count:
+            told = (
+                f"{count:,} of {n:,} outputs of {system} ran into --max_new_tokens "
+                f"{limits.max_new_tokens}: raise it, or look for loops"
+            )
+            rails.append(_rail("outputs_cut", system, count, told))
+    return rails
+
+
+def of_outputs(
+    system: str, texts: Sequence[str], sources: Sequence[str], brevity_penalty: float
+) -> list[Rail]:
+    """A system that writes too little, nothing, its input, or the same again and again."""
+    n, rails = len(texts), []
+    if brevity_penalty < LEAST_BREVITY_PENALTY:
+        told = (
+            f"{system} writes too short: BLEU's brevity penalty is {brevity_penalty:.2f}, below "
+            f"{LEAST_BREVITY_PENALTY}; read BLEU beside its precisions, and raise "
+            "--max_new_tokens or train longer"
+        )
+        rails.append(_rail("brevity", system, brevity_penalty, told))
+    for name, count, what, remedy in (
+        ("empty", sum(not text.strip() for text in texts), "are empty", "train longer"),
+        (
+            "copies_input",
+            n_equal(texts, sources),
+            "repeat the whole report",
+            "check --data.prefix and train longer or with a higher --learning_rate",
+        ),
+        (
+            "loops",
+            sum(map(loops, texts)),
+            "repeat the same words over and over",
+            "train longer, or decode with --no_repeat_ngram 4",
+        ),
+    ):
+        if count:
+            told = f"{count:,} of {n:,} outputs of {system} {what}: {remedy}"
+            rails.append(_rail(name, system, count, told))
+    return rails
+
+
+def _rail(name: str, system: str, value: float, message: str) -> Rail:
+    return {"name": name, "system": system, "value": value, "message": message}

@@ -1,0 +1,1 @@
+"""What the loop calls: updates, sums of gradients, validation."""

@@ -1,0 +1,197 @@
+"""An untrained small T5 for any reports: config, SentencePiece tokenizer trained on them, random
+weights.
+
+    python -m report2impression new-base --data.path DIR --output_dir OUT
+    accelerate launch train_loop.py --config recipes/denoise.toml --model.path OUT --data.path DIR
+
+The first line makes the base, the second pre-trains it: the way to a T5 where no hub can be
+reached. (The only module of corpus/ that needs torch.)
+"""
+
+import shutil
+import string
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+from report2impression.program.config import parse
+from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.process import quieten_libraries
+from report2impression.reading.options import SourceConfig
+from report2impression.reading.sources import read_pairs
+from report2impression.weights.loading import load_tokenizer
+
+N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
+WORD_START = "\u2581"  # SentencePiece's mark of a blank
+LONGEST_PIECE = 16  # characters, SentencePiece's own limit
+
+
+@dataclass(frozen=True)
+class NewBaseConfig:
+    """An untrained T5. The defaults suit a few thousand short reports and two CPU cores."""
+
+    output_dir: str
+    """Folder of the new base; must not exist yet."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    d_ff: int = 1024
+    """Width of the feed-forward layers."""
+    d_kv: int = 64
+    """Width of one attention head."""
+    n_heads: int = 4
+    """Attention heads per layer."""
+    n_layers: int = 4
+    """Layers of the encoder, and of the decoder."""
+    dropout: float = 0.1
+    """Dropout probability stored in the config (0 to 1)."""
+    vocab_size: int = 2000
+    """Largest number of SentencePiece pieces; small corpora give fewer."""
+    tokenizer: str | None = None
+    """Folder of a T5 tokenizer to use as it is; none = train one on the reports."""
+    seed: int = 0
+    """Seed of the random weights."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "d_ff", "d_kv", "n_heads", "n_layers", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be 0 or more and below 2**63, not {self.seed}")
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
+    """A T5 tokenizer trained on the texts: unigram pieces, <pad> 0, </s> 1, <unk> 2, sentinels.
+
+    Raises ConfigError if the vocabulary has no room for single characters.
+    """
+    # The seeds are words of the reports: they stay in a folder that only the owner can read.
+    with tempfile.TemporaryDirectory() as private:
+        prefix = Path(private) / "spiece"
+        try:
+            train_pieces(texts, vocab_size, prefix)
+        except RuntimeError:  # SentencePiece's own, whose text may quote a report
+            raise ConfigError(
+                f"vocab_size {vocab_size} is too small for the characters of the reports: give "
+                "200 or more"
+            ) from None
+        shutil.copy(prefix.with_suffix(".model"), folder)
+    return T5Tokenizer.from_pretrained(str(folder), extra_ids=N_SENTINELS)
+
+
+def train_pieces(texts: list[str], vocab_size: int, prefix: Path) -> None:
+    """Write prefix.model (and .vocab)."""
+    seeds = prefix.with_name("seeds.tsv")
+    lines = (f"{piece}\t{count}\n" for piece, count in seed_pieces(texts).items())
+    seeds.write_text("".join(lines), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(prefix),
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        seed_sentencepieces_file=str(seeds),
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        split_digits=True,  # a size is copied digit by digit
+        required_chars=string.ascii_letters + string.digits + string.punctuation,
+        character_coverage=1.0,
+        max_sentence_length=1_000_000,  # bytes; longer ones would be left out silently
+        num_threads=1,  # the same pieces on every machine
+        minloglevel=2,
+    )
+
+
+def seed_pieces(texts: list[str]) -> Counter[str]:
+    """Candidate pieces with their counts: all parts of words, up to whole words.
+
+    SentencePiece's own seeds are parts that two different words share, so a small corpus gets no
+    piece for a common word that stands alone, and is cut into twice as many tokens.
+    """
+    words = Counter(word for text in texts for word in text.split())
+    pieces: Counter[str] = Counter()
+    for word, count in words.items():
+        marked = WORD_START + word
+        for start in range(len(marked)):
+            for end in range(start + 1, min(start + LONGEST_PIECE, len(marked)) + 1):
+                piece = marked[start:end]
+                if len(piece) == 1 or not any(map(str.isdigit, piece)):
+                    pieces[piece] += count
+    return Counter({piece: n for piece, n in pieces.items() if n > 1 or len(piece) == 1})
+
+
+def t5_config(config: NewBaseConfig, n_tokens: int) -> T5Config:
+    """T5 1.0 (ReLU, tied embeddings). The vocabulary rounds up to a multiple of 64 for the
+    hardware's sake."""
+    return T5Config(
+        vocab_size=-(-n_tokens // 64) * 64,
+        d_model=config.d_model,
+        d_ff=config.d_ff,
+        d_kv=config.d_kv,
+        num_heads=config.n_heads,
+        num_layers=config.n_layers,
+        dropout_rate=config.dropout,
+        decoder_start_token_id=0,
+    )
+
+
+def new_base(config: NewBaseConfig) -> int:
+    """Write the base into config.output_dir, whole or not at all; returns its number of
+    parameters. Raises ConfigError if the folder exists or cannot be written."""
+    folder = Path(config.output_dir)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: choose another --output_dir or remove it")
+    given, texts = None, []
+    if config.tokenizer is None:
+        pairs = read_pairs(config.data, "train").pairs
+        texts = [text for pair in pairs for text in (pair.prompt, pair.impression)]
+    else:
+        given = load_tokenizer(config.tokenizer)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        n_parameters = write_base(config, given, texts, partial)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:  # the latter when the disk is full
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(f"cannot write {folder}: {reason} (--output_dir)") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return n_parameters
+
+
+def write_base(
+    config: NewBaseConfig, given: PreTrainedTokenizerBase | None, texts: list[str], folder: Path
+) -> int:
+    """Tokenizer (the given one, or one trained on the texts) and random weights into folder."""
+    tokenizer = given or train_tokenizer(texts, config.vocab_size, folder)
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(config.seed)
+    model = T5ForConditionalGeneration(t5_config(config, len(tokenizer)))
+    model.save_pretrained(str(folder))
+    return model.num_parameters()
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    quieten_libraries()
+    config = parse(NewBaseConfig, argv, description=(__doc__ or "").partition("\n")[0])
+    n_parameters = new_base(config)
+    print(
+        f"untrained T5 with {n_parameters:,} parameters: {config.output_dir} (next: pre-train it)"
+    )
+
+
+if __name__ == "__main__":
+    main()
