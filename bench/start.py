@@ -1,0 +1,123 @@
+"""How long a program takes to answer: --help, a mistyped flag, --dry_run, the first training step.
+
+    python -m bench.start
+    python -m bench.start --checkout OLDER --audit '["-m","corpus.audit"]'     an older checkout
+
+Wall time of whole fresh processes, the sides in turn, median of the rounds after one that fills the
+caches. A training step is there when its line in metrics.jsonl is; tokens come from the cache. The
+last line is JSON.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from report2impression.corpora.synthetic import write_splits
+from report2impression.program.config import parse
+from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.terminal import print_table
+
+ROOT = Path(__file__).resolve().parents[1]
+N_TRAIN, N_OTHER = 400, 40  # reports
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Start-up times."""
+
+    rounds: int = 5
+    """Rounds, each of every side once; the median counts."""
+    checkout: str = str(ROOT)
+    """The checkout whose programs are started."""
+    audit: tuple[str, ...] = ("-m", "report2impression", "audit")
+    """How that checkout calls its audit."""
+    model: str = "assets/tiny_base"
+    """Base of the training step, from the checkout's folder."""
+
+
+def answered(config: StartConfig, *argv: str) -> float:
+    """Seconds until the program has ended."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, *argv], cwd=config.checkout, capture_output=True, check=False)
+    return time.perf_counter() - begun
+
+
+def first_step(config: StartConfig, folder: Path) -> float:
+    """Seconds until the first optimizer step is told. ConfigError if none ever is."""
+    run = folder / "run"
+    flags: dict[str, object] = {
+        "output_dir": run,
+        "data.path": folder / "data",
+        "data.cache_dir": folder / "cache",
+    }
+    flags |= {"model.path": config.model, "max_steps": 1, "log_every": 1}
+    argv = ["train_loop.py", "--cpu", "--fresh", *(f"--{k}={v}" for k, v in flags.items())]
+    log = run / "metrics.jsonl"
+    log.unlink(missing_ok=True)
+    begun = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, *argv],
+        cwd=config.checkout,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while not (log.exists() and log.stat().st_size):
+            if process.poll() is not None:
+                raise ConfigError(f"train_loop.py of {config.checkout} ended without a step")
+            time.sleep(0.01)
+        return time.perf_counter() - begun
+
+
+def cpu_name() -> str:
+    """As Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def sides(config: StartConfig, folder: Path) -> dict[str, Callable[[], float]]:
+    """What is measured, by name."""
+    call, data = partial(partial, answered, config), f"--data.path={folder / 'data'}"
+    return {
+        "train_loop --help": call("train_loop.py", "--help"),
+        "train_loop, mistyped flag": call("train_loop.py", "--ouput_dir=x"),
+        "train_loop --dry_run": call("train_loop.py", "--dry_run", data),
+        "train_loop, first step": partial(first_step, config, folder),
+        "eval --help": call("eval.py", "--help"),
+        "eval, mistyped flag": call("eval.py", "--adpter=x"),
+        "eval --dry_run": call("eval.py", f"--adapter={folder / 'run' / 'adapter'}", "--dry_run"),
+        "audit --help": call(*config.audit, "--help"),
+        "audit, mistyped flag": call(*config.audit, "--data.pth=x"),
+    }
+
+
+@exits_cleanly
+def main() -> None:
+    config = parse(StartConfig, description=(__doc__ or "").partition("\n")[0])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_splits(folder / "data", N_TRAIN, N_OTHER, N_OTHER, seed=0)
+        measured = sides(config, folder)
+        found: dict[str, list[float]] = {side: [] for side in measured}
+        for number in range(config.rounds + 1):
+            for side, measure in measured.items():
+                seconds = measure()
+                if number:  # the first round fills the caches
+                    found[side].append(seconds)
+            print(f"round {number} of {config.rounds}", file=sys.stderr, flush=True)
+    rows = [(s, statistics.median(x), min(x), max(x)) for s, x in found.items()]
+    print_table("Start-up, s", ("program", "median", "min", "max"), rows, digits=2)
+    print(json.dumps({"cpu": cpu_name(), "cores": os.cpu_count(), "seconds": found}))
+
+
+if __name__ == "__main__":
+    main()
