@@ -9,9 +9,10 @@ examples by index: findings -> impression (`ExtractDataset`), or a span-corrupte
 B examples, S source tokens, T target tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from report2impression.batching.denoise import (
     split_at,
 )
 from report2impression.batching.plan import Step
+from report2impression.batching.signs import LOOKED_AT, Signs, Spelling, named, refuse_unknown
 from report2impression.batching.token_store import (
     PairStream,
     Side,
@@ -42,6 +44,7 @@ from report2impression.batching.tokens import Tokens
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.program.terminal import print_table
 from report2impression.reading.options import DataConfig
+from report2impression.reading.pairs import Pair
 from report2impression.reading.sources import stream_pairs, tell_skipped
 from report2impression.runs.processes import on_rank_0
 from report2impression.runs.recipe import Objective, TrainConfig
@@ -138,7 +141,14 @@ def _statistics(split: str, side: str, tokens: Tokens) -> LengthStatistics:
     p95 = int(np.percentile(lengths, 95, method="nearest"))
     longest = int(lengths.max())
     return LengthStatistics(
-        split, side, len(lengths), float(lengths.mean()), p95, longest, tokens.n_truncated
+        split,
+        side,
+        len(lengths),
+        float(lengths.mean()),
+        p95,
+        longest,
+        tokens.n_truncated,
+        tokens.n_unknown,
     )
 
 
@@ -237,6 +247,9 @@ def read_data(
     """(training, validation, digest of both). Rank 0 looks through the source; then one process
     tokenises, and all of them map the same files."""
     streams = {n: partial(stream_pairs, config.data, n) for n in ("train", "validation")}
+    if config.data.normalise == "ascii":
+        spelling = Spelling(tokenizer)
+        streams = {name: partial(spelling.pairs, stream) for name, stream in streams.items()}
     found = on_rank_0(accelerator, lambda: [survey(n, stream) for n, stream in streams.items()])
     training, validation = (
         build_dataset(
@@ -251,9 +264,33 @@ def read_data(
         )
         for split in found
     )
+    rows = training.statistics() + validation.statistics()
+    notes = unknown_signs(rows, streams, tokenizer, config.data)
     if accelerator.is_main_process:
-        rows = training.statistics() + validation.statistics()
         print_table("Reports read, lengths in tokens", rows[0]._fields, rows, digits=1)
+        print(*notes, sep="\n", end="\n" * bool(notes))
         for split in found:
             tell_skipped(split.split, split.n_rows, split.first_skipped, split.n_skipped)
     return training, validation, digest(text for split in found for text in split[:2])
+
+
+def unknown_signs(
+    rows: Sequence[LengthStatistics],
+    streams: Mapping[str, PairStream],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+) -> list[str]:
+    """A line for each split and side with signs that the tokenizer does not know, named by their
+    code points. Raises DataError if they are too many, or none is allowed."""
+    notes = []
+    for row in (row for row in rows if row.unknown):
+        first = (x for x in islice(streams[row.split](), LOOKED_AT) if isinstance(x, Pair))
+        texts = (text for pair in first for text in (pair.prompt, pair.impression))
+        signs = named(Signs(tokenizer).unknown(texts))
+        what, n_tokens = f"{row.split} {row.side}", round(row.mean * row.examples)
+        if not config.allow_unknown:
+            refuse_unknown(what, row.unknown, n_tokens, signs, stop=config.normalise == "stop")
+        notes.append(f"{what}: {row.unknown:,} unknown tokens ({signs}), read and written as ⁇")
+    if notes and config.normalise == "keep":
+        notes.append("--data.normalise ascii spells what can be spelled, stop refuses such data")
+    return notes

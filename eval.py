@@ -27,13 +27,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
+from report2impression.batching.signs import Signs, Spelling, named, refuse_unknown
 from report2impression.batching.tokens import Tokens, tokenise
 from report2impression.decoding.generate import generate, to_text
 from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.program.errors import DataError
 from report2impression.program.process import Aside, keep_freed_memory
-from report2impression.reading.options import SourceConfig
+from report2impression.reading.options import DataConfig, SourceConfig
 from report2impression.reading.pairs import Pair, has_split
 from report2impression.reading.sources import read_pairs, sample_indices, tell_skipped
 from report2impression.reporting.results import (
@@ -58,11 +60,15 @@ from report2impression.weights.loading import load_adapter, load_base, load_toke
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 
 
-def training_pairs(config: SourceConfig) -> list[tuple[str, str]] | None:
+def training_pairs(
+    config: SourceConfig, spelling: Spelling | None = None
+) -> list[tuple[str, str]] | None:
     """(findings, impression), what baselines are made from; none where there is no training
     split."""
     try:
-        return [(pair.prompt, pair.impression) for pair in read_pairs(config, "train").pairs]
+        pairs = read_pairs(config, "train").pairs
+        pairs = [spelling.pair(pair) for pair in pairs] if spelling is not None else pairs
+        return [(pair.prompt, pair.impression) for pair in pairs]
     except DataError:
         if has_split(config.path, "train"):
             raise  # it is there, and broken
@@ -70,14 +76,49 @@ def training_pairs(config: SourceConfig) -> list[tuple[str, str]] | None:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """What base and adapter wrote for the sampled reports. Texts: nothing here goes to disk."""
+class Sample:
+    """The test reports, as texts and as tokens. Nothing here goes to disk."""
 
     pairs: list[Pair]
     source: Tokens
+    n_long_references: int  # of more than max_new_tokens tokens
+    n_unknown: dict[str, int]  # tokens of sources and references
+    signs: str  # the commonest of them, by code points
+    spelling: Spelling | None
+
+
+def sample(
+    config: EvalConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, rank: int = 0
+) -> Sample:
+    """N test reports, written as in training. DataError if the tokenizer knows too little."""
+    test = read_pairs(data, "test")
+    if rank == 0:
+        tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
+    pairs = [test.pairs[i] for i in sample_indices(len(test.pairs), config.n, config.seed)]
+    spelling = Spelling(tokenizer) if data.normalise == "ascii" else None
+    pairs = [spelling.pair(pair) for pair in pairs] if spelling is not None else pairs
+    prompts, references = [data.prefix + p.prompt for p in pairs], [p.impression for p in pairs]
+    source = tokenise(prompts, tokenizer, max_tokens=data.max_source_tokens)
+    target = tokenise(references, tokenizer, max_tokens=config.max_new_tokens + 1)
+    sides, signs = {"source": source, "reference": target}, ""
+    if source.n_unknown or target.n_unknown:
+        signs = named(Signs(tokenizer).unknown([*prompts, *references]))
+        for side, tokens in () if data.allow_unknown else sides.items():
+            n_tokens, stop = int(tokens.offsets[-1]), data.normalise == "stop"
+            refuse_unknown(f"test {side}", tokens.n_unknown, n_tokens, signs, stop=stop)
+    n_long = int((target.lengths > config.max_new_tokens).sum())
+    n_unknown = {side: tokens.n_unknown for side, tokens in sides.items()}
+    return Sample(pairs, source, n_long, n_unknown, signs, spelling)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What base and adapter wrote for the sampled reports. Texts: nothing here goes to disk."""
+
+    sample: Sample
     texts: dict[str, list[str]]
     n_cut: dict[str, int]  # outputs that ran into max_new_tokens
-    n_long_references: int  # of more than max_new_tokens tokens
+    n_unknown: dict[str, int]  # tokens in them
     provenance: dict[str, str]
 
 
@@ -86,15 +127,8 @@ def generate_both(
 ) -> Generated:
     """Outputs of base and adapter on the sampled test reports, the same on every rank."""
     data, base_config = sources_of(config, trained)
-    test = read_pairs(data, "test")
-    if rank == 0:
-        tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
-    pairs = [test.pairs[i] for i in sample_indices(len(test.pairs), config.n, config.seed)]
     tokenizer = load_tokenizer(base_config.path, base_config.revision)
-    prompts = [trained.data.prefix + pair.prompt for pair in pairs]
-    source = tokenise(prompts, tokenizer, max_tokens=trained.data.max_source_tokens)
-    references = [pair.impression for pair in pairs]
-    reference_tokens = tokenise(references, tokenizer, max_tokens=config.max_new_tokens + 1)
+    reports = sample(config, data, tokenizer, rank)
     base = load_base(base_config).to(device)
     provenance = {"base": base_config.path, "base_sha256": _weights_sha256(base)}
     outputs: dict[str, list[Output]] = {}
@@ -102,7 +136,7 @@ def generate_both(
         model = base if name == "base" else merged(load_adapter(base, config.adapter))
         outputs[name] = generate(
             model,
-            source,
+            reports.source,
             config,
             tokenizer=tokenizer,
             rank=rank,
@@ -111,16 +145,16 @@ def generate_both(
         )
     weights = Path(config.adapter).expanduser() / "adapter_model.safetensors"
     provenance["adapter_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    rows = [[pair.id, pair.prompt, pair.impression] for pair in pairs]
+    rows = [[pair.id, pair.prompt, pair.impression] for pair in reports.pairs]
     provenance["data"] = data.path
     provenance["data_sha256"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     provenance |= {name: version(name) for name in LIBRARIES}
+    unknown = tokenizer.unk_token_id
     return Generated(
-        pairs,
-        source,
+        reports,
         {n: to_text(tokenizer, [output.ids for output in found]) for n, found in outputs.items()},
         {name: sum(output.cut for output in found) for name, found in outputs.items()},
-        int((reference_tokens.lengths > config.max_new_tokens).sum()),
+        {name: sum(o.ids.count(unknown) for o in found) for name, found in outputs.items()},
         provenance,
     )
 
@@ -142,18 +176,20 @@ def evaluate(
 ) -> tuple[Evaluation, dict[str, list[str]]]:
     """All figures of scores.json, and every system's outputs; needs no model. `ask` may run a part
     elsewhere meanwhile."""
-    pairs = generated.pairs
+    reports, pairs = generated.sample, generated.sample.pairs
     prompts, references = [p.prompt for p in pairs], [p.impression for p in pairs]
     written = {**generated.texts, "reference": references}
     marked = ask(faithfulness.unsupported_by, prompts, written)
-    train = training_pairs(sources_of(config, trained)[0])
+    train = training_pairs(sources_of(config, trained)[0], reports.spelling)
     outputs = {**generated.texts, **baselines.outputs(prompts, references, train)}
     limits = Limits(
         max_new_tokens=config.max_new_tokens,
-        long_references=generated.n_long_references,
+        long_references=reports.n_long_references,
         unfinished=generated.n_cut,
         max_source_tokens=trained.data.max_source_tokens,
-        truncated_sources=generated.source.n_truncated,
+        truncated_sources=reports.source.n_truncated,
+        unknown_tokens={**reports.n_unknown, **generated.n_unknown},
+        unknown_signs=reports.signs,
     )
     groups = [pair.group or None for pair in pairs]
     inputs = Inputs([p.id for p in pairs], groups, prompts, references, outputs, train, limits)
@@ -170,7 +206,7 @@ def evaluate(
     search = "greedy" if config.num_beams == 1 else "beams"
     figures["decoding"] = {"search": search} | {name: getattr(config, name) for name in names}
     figures["provenance"] = generated.provenance
-    figures["n_truncated_sources"] = generated.source.n_truncated
+    figures["n_truncated_sources"] = reports.source.n_truncated
     return evaluation, outputs
 
 
@@ -197,11 +233,11 @@ def main(argv: list[str] | None = None) -> None:
         evaluation, outputs = evaluate(config, generated, trained, ask)
         print_scores(evaluation.figures)
         timing = {"generation_s": generation, "all_s": time.perf_counter() - start}
-        ids = [pair.id for pair in generated.pairs]
+        ids = [pair.id for pair in generated.sample.pairs]
         write_report(
             folder,
             evaluation,
-            generated.pairs,
+            generated.sample.pairs,
             outputs,
             run=adapter.parent,
             settings=_settings(config, trained),
@@ -209,13 +245,13 @@ def main(argv: list[str] | None = None) -> None:
         )
         timing["all_s"] = time.perf_counter() - start
         if config.save_predictions:
-            write_predictions(folder, generated.pairs, generated.texts)
+            write_predictions(folder, generated.sample.pairs, generated.texts)
         else:
             remove_predictions(folder)
         write_results(folder, evaluation, ids, timing)
         print(f"written: {folder / 'scores.json'} and {folder / 'report.html'}")
         if config.show_text:
-            show_examples(generated.pairs, outputs, config.show_text)
+            show_examples(generated.sample.pairs, outputs, config.show_text)
     accelerator.end_training()
 
 

@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             tell_run(config, accelerator, engine, kind, len(training))
         with run.recording(len(training), best) as (tracker, checkpoints):
+            tracker.n_unknown = sum(row.unknown for row in training.statistics())
             after_epoch = EpochEnd(
                 config, accelerator, tokenizer, model, collate, validation, tracker, best
             )

@@ -191,7 +191,7 @@ def predicted(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     rows = [
         {"id": pair.id, "source": pair.prompt, "reference": pair.impression}
         | {name: texts[i] for name, texts in generated.texts.items()}
-        for i, pair in enumerate(generated.pairs)
+        for i, pair in enumerate(generated.sample.pairs)
     ]
     return folder, rows
 

@@ -23,7 +23,7 @@ from report2impression.batching.dataset import batches
 from report2impression.batching.mapped import Growing, arrays_of, encode
 from report2impression.batching.plan import plan_epoch
 from report2impression.batching.token_store import (
-    N_TRUNCATED,
+    COUNTS,
     growing_rows,
     layout,
     opened,
@@ -72,7 +72,8 @@ def store(folder: Path, n: int, config: BenchConfig) -> ExtractDataset:
             for side, sizes in zip(sides, lengths, strict=True):
                 ids = draw.integers(3, VOCABULARY, int(sizes.sum()), dtype=np.int32)
                 rows[side.name].append(ids, sizes)
-        arrays[N_TRUNCATED].append(np.zeros(len(sides)))
+        for name in COUNTS:
+            arrays[name].append(np.zeros(len(sides)))
 
     stored = opened(arrays_of(folder / "corpus", layout(sides), fill), sides)
     return ExtractDataset("train", stored.ids, stored.sides["source"], stored.sides["target"])

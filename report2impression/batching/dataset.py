@@ -22,6 +22,7 @@ class LengthStatistics(NamedTuple):
     p95: int
     longest: int
     truncated: int
+    unknown: int  # tokens
 
 
 class PlannedDataset(Planned, Protocol):

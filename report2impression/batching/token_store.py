@@ -41,8 +41,9 @@ from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.pairs import BadRow, Pair
 from report2impression.reading.sources import SHOWN
 
-FORMAT = "3"  # raise when the meaning of a stored folder changes
-NAMES, IMPRESSIONS, N_TRUNCATED = "names", "impressions", "n_truncated"
+FORMAT = "4"  # raise when the meaning of a stored folder changes
+NAMES, IMPRESSIONS = "names", "impressions"
+COUNTS = ("n_truncated", "n_unknown")  # of each side: fields of its `Tokens`
 
 PairStream = Callable[[], Iterable[Pair | BadRow]]  # from the first row at every call
 T = TypeVar("T")
@@ -150,7 +151,8 @@ def layout(sides: Sequence[Side]) -> dict[str, DTypeLike]:
     """The arrays of a stored split."""
     rows = _rows(sides)
     values = {f"{name}.values": dtype for name, dtype in rows.items()}
-    return {N_TRUNCATED: np.int64, **values, **{f"{name}.offsets": np.int64 for name in rows}}
+    counts = dict.fromkeys(COUNTS, np.int64)
+    return {**counts, **values, **{f"{name}.offsets": np.int64 for name in rows}}
 
 
 def growing_rows(arrays: Mapping[str, Growing], sides: Sequence[Side]) -> dict[str, GrowingRows]:
@@ -161,8 +163,8 @@ def growing_rows(arrays: Mapping[str, Growing], sides: Sequence[Side]) -> dict[s
 def opened(arrays: Arrays, sides: Sequence[Side]) -> Stored:
     """The same arrays, read."""
     rows = {n: (arrays[f"{n}.values"], arrays[f"{n}.offsets"]) for n in _rows(sides)}
-    n_truncated = zip(sides, arrays[N_TRUNCATED].tolist(), strict=True)
-    cut = {side.name: Tokens(*rows[side.name], n) for side, n in n_truncated}
+    counts = zip(sides, *(arrays[name].tolist() for name in COUNTS), strict=True)
+    cut = {side.name: Tokens(*rows[side.name], *numbers) for side, *numbers in counts}
     return Stored(Strings(*rows[NAMES]), Strings(*rows[IMPRESSIONS]), cut)
 
 
@@ -181,7 +183,8 @@ def _fill(
 ) -> None:
     """The second pass."""
     fingerprint, tokeniser = Fingerprint(), Tokeniser(tokenizer)
-    rows, n_truncated = growing_rows(arrays, sides), np.zeros(len(sides), dtype=np.int64)
+    rows = growing_rows(arrays, sides)
+    counts = {name: np.zeros(len(sides), dtype=np.int64) for name in COUNTS}
 
     def cut(pairs: list[Pair]) -> tuple[list[Pair], list[Tokens]]:
         return pairs, [
@@ -197,8 +200,10 @@ def _fill(
             rows[IMPRESSIONS].append(*encode([pair.impression for pair in read]))
         for side, part in zip(sides, parts, strict=True):
             rows[side.name].append(part.ids, part.lengths)
-        n_truncated += [part.n_truncated for part in parts]
-    arrays[N_TRUNCATED].append(n_truncated)
+        for name, total in counts.items():
+            total += [getattr(part, name) for part in parts]
+    for name, total in counts.items():
+        arrays[name].append(total)
     if fingerprint.digest() != found.digest:
         raise DataError(
             f"split {found.split} changed while it was being read: run the same command again"

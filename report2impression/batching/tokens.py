@@ -24,7 +24,8 @@ U = TypeVar("U")
 
 
 class Tokens(NamedTuple):
-    """Texts as one array: ids int32 (N,), offsets int64 (B + 1,), and how many were cut.
+    """Texts as one array: ids int32 (N,), offsets int64 (B + 1,), how many texts were cut, and how
+    many of the ids are the unknown token's.
 
     The arrays may be maps of files: they are read only.
     """
@@ -32,6 +33,7 @@ class Tokens(NamedTuple):
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     n_truncated: int
+    n_unknown: int = 0
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -42,7 +44,8 @@ class Tokens(NamedTuple):
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def take(self, indices: Sequence[int]) -> "Tokens":
-        """The texts at the given indices, in that order (what was cut among them is not known)."""
+        """The texts at the given indices, in that order (what was cut or unknown among them is not
+        known)."""
         rows = [self.row(i) for i in indices]
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
         return Tokens(np.concatenate(rows), offsets, 0)
@@ -52,14 +55,15 @@ class Tokeniser:
     """Texts -> Tokens by a tokenizer's own batch call, which needs a third of the time of the
     wrapper around it. May be called from several threads.
 
-    No text can hold a special token: a literal "</s>" in a report is four signs like others.
+    No text can hold a special token: a literal "</s>" in a report is four signs like others. Words
+    that a user added to the vocabulary are used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()  # a stored tokenizer may come with either
         self.backend.no_padding()
-        self.eos_id = tokenizer.eos_token_id
+        self.eos_id, self.unknown_id = tokenizer.eos_token_id, tokenizer.unk_token_id
         self.spelled = _special_tokens_spelled(tokenizer)
 
     def __call__(self, texts: Sequence[str], *, max_tokens: int, add_eos: bool = True) -> Tokens:
@@ -73,7 +77,8 @@ class Tokeniser:
             n_truncated += len(ids) > room
             rows.append(ids[:room] + end)
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
-        return Tokens(ids, np.cumsum([0, *map(len, rows)], dtype=np.int64), n_truncated)
+        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        return Tokens(ids, offsets, n_truncated, int((ids == self.unknown_id).sum()))
 
 
 def tokenise(
@@ -95,16 +100,19 @@ def tokenise(
         ids=np.concatenate([part.ids for part in done]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         n_truncated=sum(part.n_truncated for part in done),
+        n_unknown=sum(part.n_unknown for part in done),
     )
 
 
 def _special_tokens_spelled(tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
-    """Id of each special token but <unk> -> ids of its letters as text.
+    """Id of each special token but <unk> -> ids of its letters as text. (`added_tokens_decoder`
+    also holds words that a user added: they are not special.)
 
     The tokenizer's own `split_special_tokens` does not help: the pieces of a T5 vocabulary hold the
     special tokens, too. A blank after the first letter keeps them from being found.
     """
-    names = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {tokenizer.unk_token}
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = {*tokenizer.all_special_tokens, *special} - {tokenizer.unk_token}
     ordered = sorted(names)
     texts = [f"{name[0]} {name[1:]}" for name in ordered]
     spelled = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)

@@ -22,6 +22,8 @@ from report2impression.decoding.places import decode
 from report2impression.engine.models import T5Model
 from report2impression.engine.precision import DTYPES
 
+UNKNOWN = "▁⁇▁"  # as SentencePiece decodes its unknown piece: " ⁇ "
+
 
 def generate(
     model: T5Model,
@@ -126,6 +128,17 @@ def _stream(
 
 
 def to_text(tokenizer: PreTrainedTokenizerBase, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """Decoded impressions, special tokens (sentinels too) dropped, outer blanks stripped."""
+    """Decoded impressions, outer blanks stripped. Special tokens (sentinels too) are dropped, but
+    not the unknown one: a sign that vanishes would make 34 mm of 3×4 mm."""
     texts = tokenizer.batch_decode(list(outputs), skip_special_tokens=True)
+    for i, ids in enumerate(outputs):
+        if tokenizer.unk_token_id in ids:
+            texts[i] = _with_unknown(tokenizer, ids)
     return [text.strip() for text in texts]
+
+
+def _with_unknown(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    dropped = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    pieces = tokenizer.convert_ids_to_tokens([i for i in ids if i not in dropped])
+    shown = [UNKNOWN if piece == tokenizer.unk_token else piece for piece in pieces]
+    return tokenizer.convert_tokens_to_string(shown)

@@ -41,6 +41,11 @@ class SourceConfig:
     hub sets."""
     cache_dir: str = "~/.cache/report2impression"
     """Folder of the tokenised data, readable by its owner only."""
+    normalise: Literal["keep", "ascii", "stop"] = "keep"
+    """Signs that the tokenizer does not know (such as ×, −, <): keep = they become ⁇; ascii = they
+    are spelled (x, -, less than), in training, evaluation and use alike; stop = refuse them."""
+    allow_unknown: bool = False
+    """Go on even if more than 5 % of a side's tokens are unknown."""
     credentialed: Credentialed = "auto"
     """Whether an agreement restricts who may see it: auto = as its LICENCE.json says, else yes for
     what is named after MIMIC."""

@@ -44,6 +44,8 @@ class EvalData:
     """Column of the patient; none = as in training."""
     on_bad_row: Literal["auto", "error", "skip"] | None = None
     """Empty, null or broken rows: stop, or skip and count; none = as in training."""
+    allow_unknown: bool | None = None
+    """Go on even if more than 5 % of a side's tokens are unknown; none = as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ FREE = {
     # Their outcome is compared: the digests of data, tokenizer and base.
     *("data.path", "data.revision", "data.mix", "data.weights", "data.mix_seed"),
     *("data.source_column", "data.target_column", "data.id_column", "data.group_column"),
-    *("data.patient_column", "data.on_bad_row", "data.cache_dir", "model.path", "model.revision"),
+    *("data.patient_column", "data.on_bad_row", "data.allow_unknown", "data.cache_dir"),
+    *("model.path", "model.revision"),
     "dry_run",
 }
 FIXED = {"optimizer", "tuning", "deterministic"}  # the stored state has another form with others

@@ -48,6 +48,7 @@ class Tracker:
         self.steps: list[dict[str, float | None]] = []
         self.epochs: list[dict[str, float]] = []
         self.n_skipped = 0  # steps that were not finite; the loop counts them
+        self.n_unknown = 0  # training tokens of signs that the tokenizer lacks
         self._n_steps, self.n_done = n_steps, 0
         self._bar = tqdm(total=n_steps, disable=not enabled, unit="step", dynamic_ncols=True)
         self._writer = _tensorboard(folder) if tensorboard and enabled else None
@@ -111,8 +112,9 @@ class Tracker:
         loss_sum, n_labels = self._epoch
         training_loss = loss_sum / n_labels if n_labels else float("nan")
         row = {"epoch": epoch, "step": self.n_done, "training_loss": training_loss}
-        skipped = {"skipped": self.n_skipped} if self.n_skipped else {}
-        self.epochs.append({**row, **validation, **figures, **skipped})
+        counts = {"skipped": self.n_skipped, "unknown_tokens": self.n_unknown}
+        told = {name: count for name, count in counts.items() if count}
+        self.epochs.append({**row, **validation, **figures, **told})
         self._epoch = [0.0, 0.0]
         self._write("epoch", self.epochs[-1])
         if self.enabled:

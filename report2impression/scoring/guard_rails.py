@@ -26,6 +26,10 @@ class Limits:
     max_source_tokens: int | None = None
     truncated_sources: int = 0
     """Sources of which the model saw the first max_source_tokens only."""
+    unknown_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Of sources, references, and the outputs of each system: signs that the tokenizer lacks."""
+    unknown_signs: str = ""
+    """The commonest of them, by their code points."""
 
 
 def guard_rails(
@@ -58,6 +62,14 @@ def of_limits(limits: Limits, n: int) -> list[Rail]:
             "--data.max_source_tokens, and read their rows apart"
         )
         rails.append(_rail("sources_cut", "source", limits.truncated_sources, told))
+    for side, count in limits.unknown_tokens.items():
+        if count:
+            which = f" ({limits.unknown_signs})" if side in ("source", "reference") else ""
+            told = (
+                f"{count:,} tokens of {side} are signs that the tokenizer does not know{which}, "
+                "shown as \u2047 and scored as they stand: train with --data.normalise ascii"
+            )
+            rails.append(_rail("unknown_signs", side, count, told))
     for system, count in limits.unfinished.items():
         if count:
             told = (
