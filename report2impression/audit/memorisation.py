@@ -20,7 +20,7 @@ from rich.table import Table
 
 from report2impression.audit.verbatim import longest_memorised
 from report2impression.program.config import parse
-from report2impression.program.errors import ConfigError, DataError, exits_cleanly
+from report2impression.program.errors import ConfigError, DataError, check_least, exits_cleanly
 from report2impression.reading.options import PairSource
 from report2impression.reading.pairs import open_pairs
 from report2impression.scoring.describe import words
@@ -48,8 +48,7 @@ class MemorisationConfig:
     """Also print the worst runs themselves: TRAINING TEXT."""
 
     def __post_init__(self) -> None:
-        if self.worst < 0:
-            raise ConfigError(f"worst must be 0 or more, not {self.worst}")
+        check_least(0, self, "worst")
 
 
 def read_predictions(path: Path) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeVar
 
 from report2impression.decoding.options import DecodingConfig
-from report2impression.program.errors import ConfigError
+from report2impression.program.errors import check_least
 from report2impression.reading.options import DataConfig, PairSource
 from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.options import ModelConfig
@@ -67,9 +67,8 @@ class EvalConfig(DecodingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("n", 0), ("seed", 0), ("show_text", 0), ("n_resamples", 100)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_least(0, self, "n", "seed", "show_text")
+        check_least(100, self, "n_resamples")
 
 
 def as_trained(given: EvalData | BaseConfig, trained: Trained) -> Trained:
