@@ -189,7 +189,8 @@ def _check_targets(
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
             raise ConfigError(
-                f"no linear layer of the base is named {target!r}; there are {known}: mend {where}"
+                f"no linear layer of the base is named {shown(target)}; there are {known}: "
+                f"mend {where}"
             )
 
 
@@ -200,9 +201,11 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     """
     folder = Path(folder).expanduser()
     config = adapter_files.read_settings(folder)
-    _check_targets(base, sorted(config.target_modules), str(folder / adapter_files.CONFIG))
+    where = f"target_modules in {folder / adapter_files.CONFIG}"
+    _check_targets(base, sorted(config.target_modules), where)
     with _one_line_errors("adapter", str(folder)):
-        model = get_peft_model(base, config).eval()
+        # Without memory for the weights, as long as those in the file may have other shapes.
+        model = get_peft_model(base, config, low_cpu_mem_usage=True).eval()
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     try:
         weights = adapter_files.read_weights(folder, wanted)
@@ -210,7 +213,7 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
         model.unload()  # the base as it was
         raise
     with _one_line_errors("adapter", str(folder)):
-        set_peft_model_state_dict(model, weights)
+        set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
     return model
 
 
