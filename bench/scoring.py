@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from bench.common import print_json
 from report2impression.corpora.synthetic import generate
 from report2impression.program.config import parse
-from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.errors import check_least, exits_cleanly
 from report2impression.program.terminal import print_table
 from report2impression.scoring.comparison import Inputs, compare, paired
 from report2impression.scoring.rouge_bleu import ALL_METRICS, scores, statistics
@@ -44,9 +44,9 @@ class ScoringConfig:
     """Seed of reports, outputs and resamples."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 2), ("n_resamples", 20), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_least(2, self, "n")
+        check_least(20, self, "n_resamples")
+        check_least(0, self, "threads")
 
 
 def synthetic_inputs(n: int, seed: int) -> Inputs:

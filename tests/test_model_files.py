@@ -7,11 +7,13 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from report2impression.program.errors import ConfigError
 from report2impression.weights.base_files import CONFIGS
@@ -113,6 +115,16 @@ def test_an_odd_value_anywhere_loads_or_is_one_line(folder: Path, value: Any) ->
         with contextlib.suppress(ConfigError):
             load_base(ModelConfig(path=str(folder)))
         (folder / "config.json").write_text(original)
+
+
+def test_a_slip_of_ours_is_not_told_as_a_broken_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no `dropout_rate`: our line fails, not the library's."""
+    none = SimpleNamespace(model_type="t5")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: none)
+    with pytest.raises(AttributeError, match="dropout_rate"):
+        load_base(ModelConfig(path=str(folder)))
 
 
 def test_weights_are_neither_made_up_nor_passed_over(folder: Path) -> None:

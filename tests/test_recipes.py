@@ -1,5 +1,6 @@
 """The recipes and the embedded base say what the README and the issues promise of them."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from report2impression.program.config import load
 from report2impression.program.errors import ConfigError
 from report2impression.reporting import published
+from report2impression.runs.evaluation import EvalConfig
 from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.loading import load_base, load_tokenizer
 from report2impression.weights.options import ModelConfig
@@ -54,6 +56,20 @@ def test_settings_of_no_use_are_refused(bad: dict[str, Any], named: str) -> None
     with pytest.raises(ConfigError, match=named):
         TrainConfig(**bad)
     TrainConfig(seed=2**63 - 1)
+
+
+def numbers(config: Any) -> list[str]:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return [name for name, value in values.items() if type(value) in (int, float)]
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), EvalConfig(adapter="x")], ids=["train", "eval"])
+@pytest.mark.parametrize("value", [-11, float("inf"), float("-inf"), float("nan")])
+def test_a_number_out_of_bounds_is_refused_by_name(config: Any, value: float) -> None:
+    assert len(numbers(config)) > 9
+    for name in numbers(config):
+        with pytest.raises(ConfigError, match=name):
+            replace(config, **{name: value})
 
 
 def test_launch_files_are_read_by_accelerate() -> None:

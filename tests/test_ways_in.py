@@ -24,7 +24,7 @@ from report2impression.corpora.radsum23 import tables
 from report2impression.program.config import load, parse, save
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading import rows as reading_rows
-from report2impression.reading.options import DataConfig, SourceConfig
+from report2impression.reading.options import DataConfig, PairSource, SourceConfig
 from report2impression.reading.pairs import (
     BadRow,
     Pair,
@@ -281,7 +281,7 @@ def test_a_stream_is_lazy_and_gives_what_a_list_gives(tmp_path: Path) -> None:
     items = list(stream_split(str(tmp_path), "train", on_bad_row="skip"))
     assert [i for i in items if isinstance(i, Pair)] == split.pairs and len(split.pairs) == 20
     assert [i for i in items if isinstance(i, BadRow)] == split.skipped
-    found = open_pairs(str(tmp_path), "train", on_bad_row="skip")
+    found = open_pairs(PairSource(str(tmp_path)), "train", on_bad_row="skip")
     assert list(found.stream()) == list(found.stream()) == items
 
 

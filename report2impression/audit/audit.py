@@ -13,6 +13,7 @@ With --fail_on the exit status is 9 (`FindingsError.exit_code`) where there is s
 
 import json
 import multiprocessing
+import os
 import random
 import sys
 from collections import Counter
@@ -35,7 +36,8 @@ from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, UserError, exits_cleanly
 from report2impression.program.privacy import for_terminal
 from report2impression.reading.licence import mark_of
-from report2impression.reading.pairs import SPLITS, Pair, Split, has_split, read_split
+from report2impression.reading.options import PairSource
+from report2impression.reading.pairs import SPLITS, Pair, Split, has_split, open_pairs
 from report2impression.reporting.pages import cell, write_page
 from report2impression.scoring import baselines
 from report2impression.scoring.rouge_bleu import scores
@@ -53,23 +55,9 @@ class FindingsError(UserError):
 
 
 @dataclass(frozen=True)
-class AuditSource:
+class AuditSource(PairSource):
     """The pairs to look at."""
 
-    path: str
-    """Folder of train, validation and test in any format of training, or a hub data set id."""
-    revision: str | None = None
-    """Hub commit or tag of the data set; none = its main branch."""
-    source_column: str | None = None
-    """Column of the findings; none = prompt, findings or text, whichever is there."""
-    target_column: str | None = None
-    """Column of the impression; none = impressions, impression or summary."""
-    id_column: str | None = None
-    """Column of the id; none = id, if it is there."""
-    group_column: str | None = None
-    """Column of the group; none = group, if it is there."""
-    patient_column: str | None = None
-    """Column of the patient; none = patient, if it is there."""
     prefix: str = "extract: "
     """Text put before every report in training; counts among its tokens."""
 
@@ -78,7 +66,7 @@ class AuditSource:
 class AuditConfig:
     """An audit of report pairs, and their cleaning."""
 
-    data: AuditSource = field(default_factory=lambda: AuditSource(""))
+    data: AuditSource = field(default_factory=AuditSource)
     output_dir: str = "runs/audit"
     """Folder for audit.json and audit.html."""
     tokenizer: str = ""
@@ -97,25 +85,10 @@ class AuditConfig:
 
 def read_splits(source: AuditSource) -> list[Split]:
     """The splits that are there (of a hub set: all three), bad rows left out and listed."""
-    if not source.path:
-        raise ConfigError("--data.path is missing: the folder of the pairs, or a hub id")
-    names: Sequence[str] = SPLITS
-    if Path(source.path).expanduser().is_dir():
-        names = [name for name in SPLITS if has_split(source.path, name)] or SPLITS[:1]
-    return [
-        read_split(
-            source.path,
-            name,
-            revision=source.revision,
-            source_column=source.source_column,
-            target_column=source.target_column,
-            id_column=source.id_column,
-            group_column=source.group_column,
-            patient_column=source.patient_column,
-            on_bad_row="skip",
-        )
-        for name in names
-    ]
+    path, names = source.path or "", list(SPLITS)
+    if os.path.isdir(os.path.expanduser(path)):
+        names = [name for name in SPLITS if has_split(path, name)] or names[:1]
+    return [open_pairs(source, name, on_bad_row="skip").read() for name in names]
 
 
 def simple_scores(train: Sequence[Pair], tested: Sequence[Pair], split: str) -> dict[str, Any]:
@@ -191,7 +164,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     """
     removed_names = names_to_remove(config.remove)
     splits = read_splits(config.data)
-    mark = mark_of(config.data.path)
+    mark = mark_of(config.data.path or "")
     # Forked before any library starts a thread; the other core scores while this one compares.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -20,8 +20,9 @@ from rich.table import Table
 
 from report2impression.audit.verbatim import longest_memorised
 from report2impression.program.config import parse
-from report2impression.program.errors import ConfigError, DataError, exits_cleanly
-from report2impression.reading.pairs import read_split
+from report2impression.program.errors import ConfigError, DataError, check_least, exits_cleanly
+from report2impression.reading.options import PairSource
+from report2impression.reading.pairs import open_pairs
 from report2impression.scoring.describe import words
 
 FILE = "predictions.jsonl"
@@ -30,17 +31,8 @@ LONG = (8, 12, 20)  # words
 
 
 @dataclass(frozen=True)
-class TrainingData:
+class TrainingData(PairSource):
     """The pairs that the model was trained on."""
-
-    path: str = ""
-    """Folder with train.{jsonl,csv,parquet}, or a hub data set id."""
-    revision: str | None = None
-    """Hub commit or tag of the data set; none = its main branch."""
-    source_column: str | None = None
-    """Column of the findings; none = prompt, findings or text, whichever is there."""
-    target_column: str | None = None
-    """Column of the impression; none = impressions, impression or summary."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +48,7 @@ class MemorisationConfig:
     """Also print the worst runs themselves: TRAINING TEXT."""
 
     def __post_init__(self) -> None:
-        if self.worst < 0:
-            raise ConfigError(f"worst must be 0 or more, not {self.worst}")
+        check_least(0, self, "worst")
 
 
 def read_predictions(path: Path) -> dict[str, list[str]]:
@@ -141,16 +132,7 @@ def show(figures: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> None:
     config = parse(MemorisationConfig, argv, description=(__doc__ or "").partition("\n")[0])
     columns = read_predictions(Path(config.predictions).expanduser())
-    if not config.data.path:
-        raise ConfigError("--data.path is missing: the folder of the training pairs, or a hub id")
-    train = read_split(
-        config.data.path,
-        "train",
-        revision=config.data.revision,
-        source_column=config.data.source_column,
-        target_column=config.data.target_column,
-        on_bad_row="skip",
-    )
+    train = open_pairs(config.data, "train", on_bad_row="skip").read()
     pairs = [(pair.prompt, pair.impression) for pair in train.pairs]
     figures, shown = memorisation(columns, pairs, worst=config.worst)
     show(figures)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from report2impression.program.errors import ConfigError
+from report2impression.program.errors import ConfigError, check_least
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,8 @@ class SearchConfig:
     """No n-gram of this many tokens twice in an output; 0 = allowed."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("no_repeat_ngram", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_least(1, self, "num_beams", "max_new_tokens")
+        check_least(0, self, "no_repeat_ngram")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ConfigError("min_new_tokens must be between 0 and max_new_tokens")
         if not -10 <= self.length_penalty <= 10:
@@ -56,8 +55,8 @@ class DecodingConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 0 or self.cache_mib < 1:
-            raise ConfigError("batch_size must be 0 or more, cache_mib at least 1")
+        check_least(0, self, "batch_size")
+        check_least(1, self, "cache_mib")
         if self.precision == "int8" and self.engine != "ctranslate2":
             raise ConfigError("precision = int8 needs engine = ctranslate2")
 

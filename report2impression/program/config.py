@@ -58,7 +58,8 @@ def parse(
         _parse(parser, [f"--config={recipe}"], known, recipe)
     values = _parse(parser, [f"--config={recipe}" for recipe in recipes] + flags, known)
     try:
-        return _build(cls, values)
+        values = parser.instantiate(values)  # the tables
+        return cls(**{name: values[name] for name in known if "." not in name})
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -189,15 +190,6 @@ def _at(recipe: str, name: str) -> str:
         if key == name:
             return f"{recipe}, line {number}"
     return recipe
-
-
-def _build(cls: type[T], values: Any) -> T:
-    """Instantiate by hand: jsonargparse would wrap the messages of `__post_init__`."""
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
-    for name in filter(lambda name: dataclasses.is_dataclass(hints[name]), names):
-        values[name] = _build(hints[name], values[name])
-    return cls(**{name: values[name] for name in names})
 
 
 def _table(config: Any) -> dict[str, Any]:

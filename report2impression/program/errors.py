@@ -6,6 +6,7 @@ passes them on.
 """
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -72,6 +73,13 @@ class PreemptedError(UserError):
 
     exit_code = 75
     label = "stopped"
+
+
+def check_least(least: float, settings: object, *names: str) -> None:
+    """Raises ConfigError if one of these fields is smaller, or not finite."""
+    for name in names:
+        if not least <= (value := getattr(settings, name)) < math.inf:
+            raise ConfigError(f"{name} must be a number of at least {least}, not {value}")
 
 
 def exits_cleanly(main: Callable[P, T]) -> Callable[P, T]:

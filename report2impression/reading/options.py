@@ -10,14 +10,32 @@ from report2impression.reading.licence import Credentialed, Mark, mark_of
 
 
 @dataclass(frozen=True)
-class SourceConfig:
+class PairSource:
+    """Report pairs: where they lie, and their columns."""
+
+    path: str | None = None
+    """Folder of train, validation and test in any format of training, or a hub data set id."""
+    revision: str | None = None
+    """Hub commit or tag of the data set; none = its main branch."""
+    source_column: str | None = None
+    """Column of the findings, where it is not prompt, findings or text."""
+    target_column: str | None = None
+    """Column of the impression, where it is not impressions, impression or summary."""
+    id_column: str | None = None
+    """Column of the id, where it is not id."""
+    group_column: str | None = None
+    """Column of the group (such as CT_head), where it is not group."""
+    patient_column: str | None = None
+    """Column of the patient, where it is not patient."""
+
+
+@dataclass(frozen=True)
+class SourceConfig(PairSource):
     """Where report pairs are read from."""
 
     path: str = "hejazizo/mimic-iii"
     """Folder with train|validation|test as .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .tok
     pairs or a folder of .txt reports; or a hub data set id."""
-    revision: str | None = None
-    """Hub commit or tag of the data set; none = its main branch."""
     mix: tuple[str, ...] = ()
     """Further folders or hub ids (owner/name or owner/name@revision) that only training pairs are
     read from."""
@@ -26,16 +44,6 @@ class SourceConfig:
     them, 2 = twice); none = each once."""
     mix_seed: int = 0
     """Seed that draws the pairs of a fractional weight."""
-    source_column: str | None = None
-    """Column of the findings; none = prompt, findings or text, whichever is there."""
-    target_column: str | None = None
-    """Column of the impression; none = impressions, impression or summary."""
-    id_column: str | None = None
-    """Column of the id; none = id, if it is there."""
-    group_column: str | None = None
-    """Column of the group (such as CT_head); none = group, if it is there."""
-    patient_column: str | None = None
-    """Column of the patient; none = patient, if it is there."""
     on_bad_row: Literal["auto", "error", "skip"] = "auto"
     """Empty, null or broken rows: stop, or skip and count; auto stops on local files, skips on
     hub sets."""

@@ -21,6 +21,7 @@ from typing import Any
 
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.hub import open_hub_table
+from report2impression.reading.options import PairSource
 from report2impression.reading.rows import BLANK, MAX_LINE_BYTES, PlacedRow, Row, Table
 from report2impression.reading.split_files import find_split, open_split
 
@@ -117,49 +118,40 @@ class PairTable:
         return Split(self.split, pairs, len(pairs) + len(skipped), skipped)
 
 
-def open_pairs(
-    path: str,
-    split: str,
-    *,
-    revision: str | None = None,
-    source_column: str | None = None,
-    target_column: str | None = None,
-    id_column: str | None = None,
-    group_column: str | None = None,
-    patient_column: str | None = None,
-    on_bad_row: str = "auto",
-) -> PairTable:
+def open_pairs(source: PairSource, split: str, *, on_bad_row: str = "auto") -> PairTable:
     """Find a split and its columns.
 
     ConfigError: the call or the path cannot be used. DataError: missing, unreachable or broken
     data, or none of the columns.
     """
-    marks = (id_column, group_column, patient_column)
-    _check_call(split, source_column, target_column, on_bad_row)
+    path = source.path or ""
+    _check_call(source, split, on_bad_row)
     folder = os.path.expanduser(path)
     is_local = os.path.isdir(folder)  # asked before Path("") becomes "."
     if is_local:
         table = open_split(Path(folder), split)
     else:
         _check_hub_id(path)
-        table = open_hub_table(path, split, revision)
-    columns = _find_columns(table, source_column, target_column, marks, path)
+        table = open_hub_table(path, split, source.revision)
     stops = on_bad_row == "error" or (on_bad_row == "auto" and is_local)
-    return PairTable(split, path, table, columns, stops)
+    return PairTable(split, path, table, _find_columns(table, source), stops)
 
 
-def stream_split(path: str, split: str, **options: str | None) -> Iterator[Pair | BadRow]:
+def stream_split(
+    path: str, split: str, *, on_bad_row: str = "auto", **names: str | None
+) -> Iterator[Pair | BadRow]:
     """The rows of one split in the order of the data, read once in constant memory.
 
-    Options and errors are those of `open_pairs`. A DataError for bad rows that are not to be
-    skipped, or for a split without a good row, comes when all rows have been seen.
+    `names` are revision and columns of a PairSource; errors are those of `open_pairs`. A DataError
+    for bad rows that are not to be skipped, or for a split without a good row, comes when all rows
+    have been seen.
     """
-    return open_pairs(path, split, **options).stream()  # type: ignore[arg-type]
+    return open_pairs(PairSource(path, **names), split, on_bad_row=on_bad_row).stream()
 
 
-def read_split(path: str, split: str, **options: str | None) -> Split:
-    """The clean pairs of one split as a list (options and errors as `stream_split`)."""
-    return open_pairs(path, split, **options).read()  # type: ignore[arg-type]
+def read_split(path: str, split: str, *, on_bad_row: str = "auto", **names: str | None) -> Split:
+    """The clean pairs of one split as a list (arguments and errors as `stream_split`)."""
+    return open_pairs(PairSource(path, **names), split, on_bad_row=on_bad_row).read()
 
 
 def has_split(path: str, split: str) -> bool:
@@ -177,19 +169,21 @@ def _refuse(first: BadRow, n_bad: int, path: str, *, can_skip: bool) -> None:
     raise DataError(f"{first.where} (in {path}): {first.reason}; {count}: mend them, or {remedy}")
 
 
-def _check_call(split: str, source: str | None, target: str | None, on_bad_row: str) -> None:
+def _check_call(source: PairSource, split: str, on_bad_row: str) -> None:
     if split not in SPLITS:
         raise ConfigError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if on_bad_row not in ("auto", "error", "skip"):
         raise ConfigError(f"--data.on_bad_row {on_bad_row!r} is not one of auto, error, skip")
-    if source is not None and source == target:
+    if (name := source.source_column) is not None and name == source.target_column:
         raise ConfigError(
-            f"--data.source_column and --data.target_column are both {source!r}; name two columns"
+            f"--data.source_column and --data.target_column are both {name!r}; name two columns"
         )
 
 
 def _check_hub_id(path: str) -> None:
     """Refuse what is no `owner/name`: a bare word would name a loader of `datasets`, as "csv"."""
+    if not path:
+        raise ConfigError("--data.path is missing: the folder of the pairs, or a hub id")
     if _is_there(os.path.expanduser(path)):
         raise ConfigError(f"--data.path {path} is not a folder; name the folder that holds it")
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", path, re.ASCII):
@@ -221,16 +215,14 @@ def _without_last_blanks(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
 # ---- columns
 
 
-def _find_columns(
-    table: Table,
-    source: str | None,
-    target: str | None,
-    marks: tuple[str | None, str | None, str | None],
-    path: str,
-) -> Columns:
+def _find_columns(table: Table, source: PairSource) -> Columns:
     """The first known pair of columns; of JSONL, whose rows may differ in their keys, those of the
     first row that has such a pair."""
-    wanted = [(source or known[0], target or known[1]) for known in KNOWN_COLUMNS]
+    marks = (source.id_column, source.group_column, source.patient_column)
+    wanted = [
+        (source.source_column or known[0], source.target_column or known[1])
+        for known in KNOWN_COLUMNS
+    ]
     keys = [table.columns] if table.columns else _keys(table)
     names: dict[str, None] = {}
     chosen = wanted[0]
@@ -242,12 +234,12 @@ def _find_columns(
         if len(names) < MANY:
             names |= dict.fromkeys(name for name in found if name)
     if names:
-        raise DataError(_no_columns(f"{table.name} (in {path})", wanted, names))
+        raise DataError(_no_columns(f"{table.name} (in {source.path})", wanted, names))
     id_name, group, patient = (mark or known for mark, known in zip(marks, MARKS, strict=True))
     columns = Columns(*chosen, (id_name, group, patient), frozenset(filter(None, marks)))
     if table.columns and (missing := columns.asked - set(table.columns)):
         raise DataError(
-            f"{table.name} (in {path}): no column {', '.join(sorted(missing))}; found: "
+            f"{table.name} (in {source.path}): no column {', '.join(sorted(missing))}; found: "
             f"{show_names(table.columns)}"
         )
     return columns

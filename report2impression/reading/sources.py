@@ -23,17 +23,7 @@ from report2impression.reading.pairs import BadRow, Pair, PairTable, Split, open
 
 def open_source(config: SourceConfig, split: str) -> PairTable:
     """One split of `config.path`, found but not read (errors as `reading.pairs.open_pairs`)."""
-    return open_pairs(
-        config.path,
-        split,
-        revision=config.revision,
-        source_column=config.source_column,
-        target_column=config.target_column,
-        id_column=config.id_column,
-        group_column=config.group_column,
-        patient_column=config.patient_column,
-        on_bad_row=config.on_bad_row,
-    )
+    return open_pairs(config, split, on_bad_row=config.on_bad_row)
 
 
 def read_pairs(config: SourceConfig, split: str) -> Split:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeVar
 
 from report2impression.decoding.options import DecodingConfig
-from report2impression.program.errors import ConfigError
-from report2impression.reading.options import DataConfig
+from report2impression.program.errors import check_least
+from report2impression.reading.options import DataConfig, PairSource
 from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.options import ModelConfig
 
@@ -24,24 +24,14 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
-class EvalData:
-    """Where the test reports are read from."""
+class EvalData(PairSource):
+    """Where the test reports are read from; what is not given is as in training."""
 
     path: str | None = None
     """Folder with the test split in any format of training, or a hub data set id; none = the one
     trained on."""
     revision: str | None = None
     """Hub commit or tag of the data set; none = as in training, with a path of your own: main."""
-    source_column: str | None = None
-    """Column of the findings; none = as in training."""
-    target_column: str | None = None
-    """Column of the impression; none = as in training."""
-    id_column: str | None = None
-    """Column of the id; none = as in training."""
-    group_column: str | None = None
-    """Column of the group; none = as in training."""
-    patient_column: str | None = None
-    """Column of the patient; none = as in training."""
     on_bad_row: Literal["auto", "error", "skip"] | None = None
     """Empty, null or broken rows: stop, or skip and count; none = as in training."""
     allow_unknown: bool | None = None
@@ -79,9 +69,8 @@ class EvalConfig(DecodingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("n", 0), ("seed", 0), ("show_text", 0), ("n_resamples", 100)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_least(0, self, "n", "seed", "show_text")
+        check_least(100, self, "n_resamples")
 
 
 def as_trained(given: EvalData | BaseConfig, trained: Trained) -> Trained:

@@ -3,12 +3,11 @@
 The defaults are the published recipe; `recipes/*.toml` and flags change them (config.py).
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from report2impression.batching.plan import Plan, Planned, n_steps, plan_epoch
-from report2impression.program.errors import ConfigError
+from report2impression.program.errors import ConfigError, check_least
 from report2impression.reading.licence import Mark, inherited
 from report2impression.reading.options import DataConfig
 from report2impression.runs.trackers import RemoteTracker
@@ -17,30 +16,6 @@ from report2impression.weights.options import LoraSettings, ModelConfig, Quantiz
 Objective = Literal["extract", "denoise"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 OptimizerName = Literal["adamw", "adamw8bit"]
-
-AT_LEAST_1 = (
-    "epochs",
-    "micro_batch_size",
-    "grad_accum_steps",
-    "max_skips",
-    "log_every",
-    "max_new_tokens",
-    "keep_checkpoints",
-    "peer_timeout",
-)
-AT_LEAST_0 = (
-    "max_steps",
-    "learning_rate",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "patience",
-    "generate_n",
-    "seed",
-    "reports_per_step",
-    "checkpoint_steps",
-    "checkpoint_minutes",
-)
 
 
 @dataclass(frozen=True)
@@ -133,12 +108,11 @@ class TrainConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
-        for name in AT_LEAST_1:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in AT_LEAST_0:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        check_least(1, self, "epochs", "micro_batch_size", "grad_accum_steps", "max_skips")
+        check_least(1, self, "log_every", "max_new_tokens", "keep_checkpoints", "peer_timeout")
+        check_least(0, self, "max_steps", "learning_rate", "warmup_steps", "weight_decay")
+        check_least(0, self, "max_grad_norm", "patience", "generate_n", "seed", "reports_per_step")
+        check_least(0, self, "checkpoint_steps", "checkpoint_minutes")
         if self.seed >= 2**63:  # torch's own limit
             raise ConfigError(f"seed must be below 2**63, not {self.seed}")
         if not 0 <= self.continued <= 1:

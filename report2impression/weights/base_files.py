@@ -92,12 +92,6 @@ def is_whole(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def is_number(value: object, above: float, most: float) -> bool:
-    """A number, above < value <= most; true, false and NaN are none."""
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_one and above < value <= most  # type: ignore[operator]
-
-
 def refuse_code(folder: Path) -> None:
     """Raises ConfigError if a Python file lies there."""
     for file in _files(folder):

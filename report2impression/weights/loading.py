@@ -6,7 +6,7 @@ Raises ConfigError in one line wherever transformers would trace back or make so
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from report2impression.weights.options import ModelConfig, Quantization
 HUB_TIMEOUT_S = 10.0
 
 
-# What the libraries raise for files that are missing, broken, or of another model.
+# What the libraries raise for files that are missing, broken, or of another model, and for hubs
+# that cannot be reached. Around their calls only: in a line of ours each of these is a bug.
 LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -46,6 +47,8 @@ LOADING_ERRORS = (
     ImportError,
     SafetensorError,
     StrictDataclassError,
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
 )
 
 
@@ -62,26 +65,24 @@ def load_base(
     not a T5 in safetensors.
     """
     path = os.path.expanduser(config.path)
-    is_local = _look_at(path)
+    is_local = _look_at("model", path)
+    where: dict[str, Any] = {"revision": config.revision, "local_files_only": is_local}
     with _one_line_errors("model", path):
-        _reach_hub(path)
-        settings = AutoConfig.from_pretrained(
-            path, revision=config.revision, local_files_only=is_local
-        )
-        if settings.model_type != "t5":
-            raise ConfigError(f"model {path} is a {settings.model_type}, not a t5")
-        own_dropout = settings.dropout_rate
-        if config.dropout is not None:
-            settings.dropout_rate = config.dropout
+        settings = AutoConfig.from_pretrained(path, **where)
+    if settings.model_type != "t5":
+        raise ConfigError(f"model {path} is a {settings.model_type}, not a t5")
+    own_dropout = settings.dropout_rate
+    if config.dropout is not None:
+        settings.dropout_rate = config.dropout
+    with _one_line_errors("model", path):
         model, found = T5ForConditionalGeneration.from_pretrained(
             path,
             config=settings,
-            revision=config.revision,
-            local_files_only=is_local,
             output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=True,
             attn_implementation=attention,
+            **where,
             **_quantized(quantization, device),
         )
     _check_weights(model, found, path)
@@ -92,11 +93,18 @@ def load_base(
     return model
 
 
-def _look_at(path: str) -> bool:
-    """Whether it is a folder, whose files were checked: then no hub is asked for anything."""
+def _look_at(what: str, path: str) -> bool:
+    """Whether it is a folder, whose files were checked: then no hub is asked for anything.
+
+    Else one request without retries: `from_pretrained` would retry for minutes where no hub is.
+    """
     if os.path.isdir(path):
         check_base(Path(path))
         return True
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        # An answer of the hub, whatever it is, is judged by `from_pretrained`.
+        with _one_line_errors(what, path), suppress(HfHubHTTPError):
+            huggingface_hub.HfApi().model_info(path, timeout=HUB_TIMEOUT_S)
     return False
 
 
@@ -131,13 +139,12 @@ def _quantized(quantization: Quantization, device: torch.device | None) -> dict[
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the base. Raises ConfigError if it is missing or unreadable."""
     path = os.path.expanduser(path)
-    is_local = _look_at(path)
+    is_local = _look_at("tokenizer", path)
     with _one_line_errors("tokenizer", path):
-        _reach_hub(path)
         tokenizer = T5Tokenizer.from_pretrained(path, revision=revision, local_files_only=is_local)
-        # Without files transformers makes up a vocabulary: special tokens and a space.
-        if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
-            raise FileNotFoundError("neither tokenizer.json nor spiece.model")
+    # Without files transformers makes up a vocabulary: special tokens and a space.
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+        raise _cannot_load("tokenizer", path, "neither tokenizer.json nor spiece.model")
     if not tokenizer.is_fast:
         raise ConfigError(f"tokenizer of {path} has no fast form: use a T5 tokenizer")
     return tokenizer
@@ -153,29 +160,20 @@ def _one_line_errors(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except LOADING_ERRORS as error:
-        kind = type(error).__name__
-        where = "folder" if os.path.isdir(path) else "hub id"
-        raise ConfigError(
-            f"cannot load the {what} from {where} {path} ({kind}): check the name (a relative one "
-            "starts from the current folder), the revision, the network, and that its weights are "
-            "safetensors; offline, give local copies with --model.path DIR and --data.path DIR, "
-            "set HF_HUB_OFFLINE=1 to use an earlier download, or run `make demo`"
-        ) from None
+        raise _cannot_load(what, path, type(error).__name__) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _reach_hub(path: str) -> None:
-    """One request without retries: `from_pretrained` would retry for minutes where no hub is."""
-    if os.path.isdir(path) or huggingface_hub.constants.HF_HUB_OFFLINE:
-        return
-    try:
-        huggingface_hub.HfApi().model_info(path, timeout=HUB_TIMEOUT_S)
-    except HfHubHTTPError:
-        pass  # an answer: `from_pretrained` judges it
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise ConnectionError(f"no hub ({type(error).__name__})") from None
+def _cannot_load(what: str, path: str, why: str) -> ConfigError:
+    where = "folder" if os.path.isdir(path) else "hub id"
+    return ConfigError(
+        f"cannot load the {what} from {where} {path} ({why}): check the name (a relative one "
+        "starts from the current folder), the revision, the network, and that its weights are "
+        "safetensors; offline, give local copies with --model.path DIR and --data.path DIR, "
+        "set HF_HUB_OFFLINE=1 to use an earlier download, or run `make demo`"
+    )
 
 
 def _check_targets(
@@ -189,7 +187,8 @@ def _check_targets(
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
             raise ConfigError(
-                f"no linear layer of the base is named {target!r}; there are {known}: mend {where}"
+                f"no linear layer of the base is named {shown(target)}; there are {known}: "
+                f"mend {where}"
             )
 
 
@@ -200,9 +199,11 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     """
     folder = Path(folder).expanduser()
     config = adapter_files.read_settings(folder)
-    _check_targets(base, sorted(config.target_modules), str(folder / adapter_files.CONFIG))
+    where = f"target_modules in {folder / adapter_files.CONFIG}"
+    _check_targets(base, sorted(config.target_modules), where)
     with _one_line_errors("adapter", str(folder)):
-        model = get_peft_model(base, config).eval()
+        # Without memory for the weights, as long as those in the file may have other shapes.
+        model = get_peft_model(base, config, low_cpu_mem_usage=True).eval()
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     try:
         weights = adapter_files.read_weights(folder, wanted)
@@ -210,7 +211,7 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
         model.unload()  # the base as it was
         raise
     with _one_line_errors("adapter", str(folder)):
-        set_peft_model_state_dict(model, weights)
+        set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
     return model
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 from report2impression.program.config import parse
-from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.errors import ConfigError, check_least, exits_cleanly
 from report2impression.program.process import quieten_libraries
 from report2impression.reading.options import SourceConfig
 from report2impression.reading.sources import read_pairs
@@ -59,13 +59,12 @@ class NewBaseConfig:
     data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "d_ff", "d_kv", "n_heads", "n_layers", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_least(1, self, "d_model", "d_ff", "d_kv", "n_heads", "n_layers", "vocab_size")
+        check_least(0, self, "seed")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be 0 or more and below 2**63, not {self.seed}")
+        if self.seed >= 2**63:  # torch's own limit
+            raise ConfigError(f"seed must be below 2**63, not {self.seed}")
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
