@@ -276,6 +276,78 @@ def test_a_file_is_replaced_or_left(tmp_path: Path, at: int) -> None:
     assert file.read_bytes() in (b"old", b"new") and names(tmp_path) == {"status.json"}
 
 
+# --- folders whose files others write -------------------------------------------------------------
+
+
+def replace(folder: Path, text: bytes) -> None:
+    with files.replaced(folder) as new:
+        files.make_folder(new / "inner")
+        for name in ("a", "inner/b"):
+            files.write_new(new / name, text)
+
+
+def replaced_text(folder: Path) -> bytes:
+    """What the next start finds; one text in both files, or it is no whole folder."""
+    files.restore(folder)
+    (text,) = {(folder / name).read_bytes() for name in ("a", "inner/b")}
+    assert names(folder) == {"a", "inner"} and names(folder / "inner") == {"b"}
+    return text
+
+
+def test_killed_anywhere_while_a_folder_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    replace(folder, b"0")
+    found = b"0"
+    for number, fault in enumerate(kills(operations(partial(replace, folder, b"0"))), 1):
+
+        def killed(text: bytes = b"%d" % number, fault: Fault = fault) -> None:
+            with faulty(fault):
+                replace(folder, text)
+
+        assert in_a_child(killed) == -9
+        assert (before := found, found := replaced_text(folder))[1] in (before, b"%d" % number)
+        assert folder.stat().st_mode & 0o777 == 0o700
+    replace(folder, b"last")
+    assert replaced_text(folder) == b"last" and names(tmp_path) == {"adapter"}
+
+
+def test_the_one_before_comes_back_before_another_is_begun(tmp_path: Path) -> None:
+    replace(tmp_path / "adapter", b"old")
+    (tmp_path / "adapter").rename(tmp_path / "adapter.old")  # killed between the renames
+    with files.replaced(tmp_path / "adapter"):
+        assert (tmp_path / "adapter" / "a").read_bytes() == b"old"
+
+
+def test_power_lost_while_a_folder_is_replaced(tmp_path: Path) -> None:
+    draw, disks, root = random.Random(0), tmp_path / "disks", tmp_path / "run"
+    disks.mkdir()
+    root.mkdir()
+    replace(root / "adapter", b"old")
+
+    def cut_power(kept: Journal, wanted: tuple[bytes, ...] = (b"old", b"new")) -> None:
+        for share in (0.0, 0.3, 0.5, 0.7, 1.0):
+            disk = disks / str(len(names(disks)))
+            kept.after_power_loss(disk, draw, share)
+            assert replaced_text(disk / "adapter") in wanted
+
+    with journal(root, cut_power) as kept:
+        replace(root / "adapter", b"new")
+    cut_power(kept, (b"new",))
+    assert len(names(disks)) > 60
+
+
+@pytest.mark.parametrize("kind", sorted(ERRNOS))
+def test_an_error_of_the_disk_while_a_folder_is_replaced(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "adapter"
+    replace(folder, b"old")
+    for at in range(len(operations(partial(replace, folder, b"old")))):
+        with faulty(Fault(at, kind)), contextlib.suppress(OSError):
+            replace(folder, b"new")
+        assert replaced_text(folder) in (b"old", b"new")
+        replace(folder, b"old")
+    assert names(tmp_path) == {"adapter"}
+
+
 # --- damaged -------------------------------------------------------------------------------------
 
 

@@ -230,7 +230,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(ConfigError, match="No space left on device"):
         write_splits(tmp_path, n_train=1, n_validation=1, n_test=1)
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]

@@ -292,6 +292,12 @@ def test_cells(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells[:5] == ["a", "1,234,567", "0.12", "-", "x"]
 
 
+def test_columns_of_text_stand_left(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("t", ("name", "verdict", "n"), [("a", "ok", 1)], left=(0, 1))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "ok" in line]
+    assert line == "│ a    │ ok      │ 1 │"
+
+
 def test_words_in_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("t", ("[id]", "n"), [("[bold]report[/bold]", 1), ("a[/]", 2)])
     out = capsys.readouterr().out

@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from report2impression.audit import subwords
 from report2impression.audit.checks import Flags, Texts, prepare, run_checks
@@ -34,11 +32,11 @@ from report2impression.audit.findings import CHECKS, ROWS, SEVERITIES, Told, bad
 from report2impression.audit.page import SYSTEMS, audit_page, check_rows
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, UserError, exits_cleanly
-from report2impression.program.privacy import for_terminal
+from report2impression.program.terminal import print_table
 from report2impression.reading.licence import mark_of
 from report2impression.reading.options import PairSource
 from report2impression.reading.pairs import SPLITS, Pair, Split, has_split, open_pairs
-from report2impression.reporting.pages import cell, write_page
+from report2impression.reporting.pages import write_page
 from report2impression.scoring import baselines
 from report2impression.scoring.rouge_bleu import scores
 
@@ -272,19 +270,12 @@ def _write(folder: Path, figures: dict[str, Any], words: Words) -> None:
 def show(figures: dict[str, Any], config: AuditConfig) -> None:
     """The table on stdout, the findings below it."""
     head, rows = check_rows(figures)
-    table = Table(title=f"Audit of {config.data.path}", title_justify="left")
-    for position, column in enumerate(head):
-        table.add_column(column, justify="left" if position < 2 else "right")
-    for row in rows:
-        table.add_row(*("" if value is None else for_terminal(cell(value, 2)) for value in row))
+    shown = [["" if value is None else value for value in row] for row in rows]
     if scored := figures["scores"]:
+        blanks = [""] * 2 * (list(figures["splits"]).index(scored["split"]))
         for name, found in scored["systems"].items():
-            blanks = [""] * 2 * (list(figures["splits"]).index(scored["split"]))
-            table.add_row(f"ROUGE-L, {SYSTEMS[name]}", "", *blanks, f"{found['rougeL']:.1f}")
-    console = Console(
-        width=None if Console().is_terminal else 160, highlight=False, markup=False, emoji=False
-    )
-    console.print(table)
+            shown.append([f"ROUGE-L, {SYSTEMS[name]}", "", *blanks, f"{found['rougeL']:.1f}"])
+    print_table(f"Audit of {config.data.path}", head, shown, digits=2, left=(0, 1))
     if not config.tokenizer:
         print("tokens not counted: give --tokenizer to see what would be cut or is unknown")
     if "shared_patient" not in figures["checks"]:

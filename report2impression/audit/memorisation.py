@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from report2impression.audit.verbatim import longest_memorised
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, DataError, check_least, exits_cleanly
+from report2impression.program.terminal import print_table
 from report2impression.reading.options import PairSource
 from report2impression.reading.pairs import open_pairs
 from report2impression.scoring.describe import words
@@ -109,20 +108,13 @@ def memorisation(
 
 def show(figures: dict[str, Any]) -> None:
     """The table and, below it, all of it as one JSON line."""
-    table = Table(title="Longest run of training words not in the own source", title_justify="left")
     columns = ("", "max", "p99", "mean", *(f">= {n} words, %" for n in LONG), "whole impressions")
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left")
     labels = {"lora": "LoRA", "base": "base", "reference": "radiologist (base rate)"}
-    for system, row in figures["systems"].items():
-        shares = [f"{row[f'percent_{n}_words']:.1f}" for n in LONG]
-        copies = f"{row['copies_of_training_impressions']:,}"
-        spread = [str(row["max"]), f"{row['p99']:.1f}", f"{row['mean']:.1f}"]
-        table.add_row(labels[system], *spread, *shares, copies)
-    console = Console(
-        width=None if Console().is_terminal else 160, highlight=False, markup=False, emoji=False
-    )
-    console.print(table)
+    shares = [f"percent_{n}_words" for n in LONG]
+    keys = ("max", "p99", "mean", *shares, "copies_of_training_impressions")
+    rows = [[labels[name], *(row[key] for key in keys)] for name, row in figures["systems"].items()]
+    title = "Longest run of training words not in the own source"
+    print_table(title, columns, rows, digits=1)
     worst = figures["systems"]["lora"]["worst"]
     print("longest of LoRA: " + ", ".join(f"{name} ({n} words)" for name, n in worst))
     print(json.dumps(figures))

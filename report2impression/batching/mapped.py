@@ -12,7 +12,6 @@ is incomplete or not as it was written, to the bit, counts as absent.
 import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
+
+from report2impression.program.files import discard, replaced, write_file
 
 SUMS, LOCK, PARTIAL = "SHA256SUMS", ".lock", ".partial"
 BUFFER = 1 << 20  # bytes: one write for many short arrays
@@ -94,28 +95,21 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for left in folder.glob(f"*{PARTIAL}"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            discard(left, quietly=True)
         yield
     finally:
         os.close(handle)
 
 
 def _write(folder: Path, dtypes: Mapping[str, DTypeLike], write: Writer) -> None:
-    partial = folder.with_name(folder.name + PARTIAL)
-    try:
-        partial.mkdir(mode=0o700)
+    with replaced(folder) as partial:
         with ExitStack() as opened:
             files = {n: opened.enter_context(_create(partial / f"{n}.npy")) for n in dtypes}
             arrays = {name: Growing(files[name], dtype) for name, dtype in dtypes.items()}
             write(arrays)
             for array in arrays.values():
                 array.finish()
-        with _create(partial / SUMS) as file:
-            file.write(_sums(partial, dtypes))
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would not be written anew
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_file(partial / SUMS, _sums(partial, dtypes))
 
 
 def _create(path: Path) -> BinaryIO:

@@ -27,8 +27,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from report2impression.corpora.notes_csv import Layout, NotesFile, unquote
@@ -45,6 +43,7 @@ from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, DataError, exits_cleanly
 from report2impression.program.files import new_folder
 from report2impression.program.privacy import for_spreadsheet
+from report2impression.program.terminal import print_table
 from report2impression.reading.licence import MIMIC_III, write_mark
 
 COLUMNS = ("ROW_ID", "SUBJECT_ID", "CATEGORY", "DESCRIPTION", "ISERROR", "TEXT")
@@ -275,17 +274,19 @@ def _summary(
 def show(summary: dict[str, Any], folder: str) -> None:
     """The summary as tables on stdout."""
     published = summary["mode"] == "radsum23"
-    groups = summary["groups"]
-    rows = []
-    for name, row in groups.items():
-        counts = [f"{row[key]:,}" for key in ("reports", "pairs", *SPLITS)]
-        rows.append([name, *counts, _verdict(row)] if published else [name, *counts])
-    totals = [f"{sum(r[key] for r in groups.values()):,}" for key in ("reports", "pairs", *SPLITS)]
-    rows.append(["all", *totals, *([""] if published else [])])
-    columns = ["group", "reports", "pairs", *SPLITS, *(["as published?"] if published else [])]
-    _print_table(f"{summary['mode']} pairs in {folder}", columns, rows)
-    reasons = [(reason, f"{n:,}") for reason, n in summary["dropped"].items()]
-    _print_table("Without a pair (see dropped.csv)", ["", "reports"], reasons)
+    groups, keys = summary["groups"], ("reports", "pairs", *SPLITS)
+    rows = [[name, *(row[key] for key in keys)] for name, row in groups.items()]
+    rows.append(["all", *(sum(row[key] for row in groups.values()) for key in keys)])
+    columns = ["group", *keys]
+    if published:
+        columns.append("as published?")
+        rows = [
+            [*row, v] for row, v in zip(rows, (*map(_verdict, groups.values()), ""), strict=True)
+        ]
+    print_table(f"{summary['mode']} pairs in {folder}", columns, rows, left=(0, 6))
+    print_table(
+        "Without a pair (see dropped.csv)", ["", "reports"], list(summary["dropped"].items())
+    )
     if summary["malformed_rows"]:
         print(
             f"malformed rows, the first of them: {', '.join(map(str, summary['malformed_rows']))}"
@@ -312,16 +313,6 @@ def _verdict(row: dict[str, int]) -> str:
     if row["files_as_published"] != row["files"]:
         differs.append(f"{row['files_as_published']} of {row['files']} MD5 sums agree")
     return f"differs: {', '.join(differs)}" if differs else "same"
-
-
-def _print_table(title: str, columns: list[str], rows: list[Any]) -> None:
-    table = Table(title=title, title_justify="left")
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if 0 < position < 6 else "left")
-    for row in rows:
-        table.add_row(*row)
-    width = None if Console().is_terminal else 160  # a pipe has no width of its own
-    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
 @exits_cleanly

@@ -15,17 +15,18 @@ the same side, size and change.
 
 import functools
 import json
-import os
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from jsonargparse import auto_cli
 
 from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.files import write_file
 
 T = TypeVar("T")
 
@@ -217,17 +218,6 @@ def generate(n: int, seed: int = 0) -> list[Report]:
     return list(reports.values())
 
 
-def _write_jsonl(path: Path, reports: Sequence[Report]) -> None:
-    # A reader never meets half a file: the name appears only when all lines are on disk.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(asdict(report)) + "\n" for report in reports)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_splits(
     output_dir: str | Path,
     n_train: int = 4000,
@@ -256,7 +246,8 @@ def write_splits(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for split, size in sizes.items():
-            _write_jsonl(folder / f"{split}.jsonl", [next(reports) for _ in range(size)])
+            lines = (json.dumps(asdict(report)) + "\n" for report in islice(reports, size))
+            write_file(folder / f"{split}.jsonl", "".join(lines).encode())
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(

@@ -6,7 +6,6 @@ kills, tears or fails at the n-th (runs/durable.py builds on it).
 
 import contextlib
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -55,11 +54,16 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """The same for a flat folder, all its files and its own name. Raises OSError."""
-    for name in os.listdir(folder):
-        flush(folder / name)
-    flush(folder)
+    """The same for a folder, all in it and its own name. Raises OSError."""
+    _flush_all(folder)
     flush(folder.parent)
+
+
+def _flush_all(path: Path) -> None:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        for name in os.listdir(path):
+            _flush_all(path / name)
+    flush(path)
 
 
 def write_new(file: Path, data: bytes) -> None:
@@ -102,13 +106,54 @@ def new_folder(target: Path) -> Iterator[Path]:
         name = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
         partial = Path(name)
         yield partial
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
+        flush_tree(partial)
+        os.rename(partial, target)
+        flush(target.parent)
     except OSError as error:
         raise ConfigError(
             f"cannot write {target}: {error.strerror}; make room or choose another --output_dir"
         ) from None
     finally:
         if partial:
-            shutil.rmtree(partial, ignore_errors=True)
+            discard(partial, quietly=True)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes the place of `folder` when the block ends, on the disk.
+
+    Only its owner may read it. Wherever a kill strikes, the one before or the new one is whole
+    under its name, or under NAME.old, where `restore` finds it. Raises OSError.
+    """
+    partial, old = _beside(folder, ".partial"), _beside(folder, ".old")
+    restore(folder)
+    discard(partial)  # what a kill left
+    try:
+        os.mkdir(partial, 0o700)
+        yield partial
+        flush_tree(partial)
+        if os.path.lexists(folder):
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        flush(folder.parent)
+    finally:
+        discard(partial, quietly=True)
+        with contextlib.suppress(OSError):
+            restore(folder)
+
+
+def restore(folder: Path) -> None:
+    """Set right what a kill within `replaced` left: the one before gets its name back where no new
+    one took it, else it goes. Raises OSError."""
+    partial, old = _beside(folder, ".partial"), _beside(folder, ".old")
+    if os.path.lexists(old) and os.path.lexists(folder):
+        discard(partial)
+        os.rename(old, partial)  # half of it must not be taken for a whole one
+        discard(partial)
+    elif os.path.lexists(old):
+        os.rename(old, folder)
+        flush(folder.parent)
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    return folder.with_name(folder.name + ending)

@@ -17,16 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from report2impression.program.unseen import UNSEEN
+
 PACKAGE = Path(__file__).resolve().parents[1]
 # Of a checkout the folder around the package, whose programs are ours, too.
 ROOT = PACKAGE if (PACKAGE / "scripts").is_dir() else PACKAGE.parent
 SHOW_ALL = "REPORT2IMPRESSION_TRACEBACK"
 
-# Control characters, marks that turn the direction of text or have no width, halves of surrogate
-# pairs: a terminal obeys them, or shows another text than there is.
-UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
 # What a spreadsheet takes for a formula, after blanks too, and in full-width forms.
 FORMULA = re.compile("\\s*[=+\\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)

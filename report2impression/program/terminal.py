@@ -1,6 +1,6 @@
 """The printed table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,13 +10,18 @@ from report2impression.program.privacy import for_terminal
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: int = 4
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    digits: int = 4,
+    left: Collection[int] = (0,),
 ) -> None:
-    """A table on stdout: text left, figures right (floats with `digits` decimals); None is shown
-    as a dash."""
+    """A table on stdout: columns of text (numbered in `left`) left, figures right, floats with
+    `digits` decimals; None is shown as a dash."""
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right")
+        table.add_column(column, justify="left" if position in left else "right")
     for row in rows:
         table.add_row(*(_cell(value, digits) for value in row))
     # A pipe or a log file has no width of its own: let no figure be cut there.

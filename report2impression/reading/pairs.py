@@ -13,13 +13,13 @@ host.
 
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from report2impression.program.errors import ConfigError, DataError
+from report2impression.program.unseen import CONTROLS, has_ink
 from report2impression.reading.hub import open_hub_table
 from report2impression.reading.options import PairSource
 from report2impression.reading.rows import BLANK, MAX_LINE_BYTES, PlacedRow, Row, Table
@@ -29,11 +29,7 @@ SPLITS = ("train", "validation", "test")
 KNOWN_COLUMNS = (("prompt", "impressions"), ("findings", "impression"), ("text", "summary"))
 MARKS = ("id", "group", "patient")
 MANY = 1000  # names of columns; beyond them nobody looks
-# All control characters but tab, LF, VT, FF, CR and NEL: traces of binary data or of a wrong
-# encoding, and orders to a terminal.
-_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
-_C0 = bytes(code for code in range(128) if _CONTROLS.match(chr(code)))
-_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # a text of nothing else, as zero-width spaces, is empty
+_C0 = bytes(code for code in range(128) if CONTROLS.match(chr(code)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,12 +304,6 @@ def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
         return "has half a surrogate pair"
     # Spares most cells the search, which is slow: C1 signs begin with 0xC2 in UTF-8.
     is_suspect = b"\xc2" in data or len(data.translate(None, _C0)) < len(data)
-    if is_suspect and (found := _CONTROLS.search(cell)):
+    if is_suspect and (found := CONTROLS.search(cell)):
         return f"holds the control character U+{ord(found[0]):04X}"
-    return "" if may_be_empty or _is_seen(cell) else "is empty"
-
-
-def _is_seen(cell: str) -> bool:
-    if cell[:1].isalnum():  # as most texts begin
-        return True
-    return any(unicodedata.category(sign) not in _UNSEEN for sign in cell)
+    return "" if may_be_empty or has_ink(cell) else "is empty"

@@ -22,15 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from report2impression.program.errors import ConfigError
+from report2impression.program.unseen import HIDDEN
 
 TEMPLATES = Path(__file__).with_name("templates")
 SEVERITIES = ("problem", "warning", "note")
-# Control characters but tab and newline, marks that turn the direction of text, halves of
-# surrogate pairs, and what XML (and so an SVG) may not hold.
-HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-    "\ud800-\udfff\ufffe\uffff]"
-)
 
 
 def printable(text: str) -> str:

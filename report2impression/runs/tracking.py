@@ -5,9 +5,9 @@ Figures, ids and paths only: no function here ever receives report text. On rank
 nothing is written or printed.
 """
 
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -215,7 +215,7 @@ def draw_curves(
     rate.plot(at_step, [s["lr"] for s in steps], color="C2")
     rate.set(xlabel="optimizer step", ylabel="learning rate")
     rate.grid(alpha=0.3)
-    temporary = file.with_suffix(".partial.png")
-    figure.savefig(temporary, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
     plt.close(figure)
-    os.replace(temporary, file)
+    write_file(file, picture.getvalue())

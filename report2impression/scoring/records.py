@@ -9,7 +9,6 @@ report by report long after, and none of the texts has to be kept for it.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from report2impression.program.errors import ConfigError, DataError
+from report2impression.program.files import write_file
 from report2impression.scoring.rouge_bleu import ALL_ROUGE, BLEU_COUNTS, Statistics
 
 FORMAT = "per_report 1"
@@ -54,11 +54,8 @@ def write_per_report(
         for i, (name, counts) in enumerate(zip(ids, found.bleu.tolist(), strict=True)):
             f1 = {metric: float(found.rouge[metric][i]) for metric in ALL_ROUGE}
             lines.append({"id": name, "system": system, **f1, "bleu": counts})
-    temporary = path.with_name(f"{path.name}.partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        os.replace(temporary, path)
+        write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"cannot write {path}: {reason}; choose another --output_dir") from None

@@ -26,7 +26,7 @@ from report2impression.engine.models import T5Model, evaluating
 from report2impression.engine.precision import autocast, resolve_precision
 from report2impression.program.config import save
 from report2impression.program.errors import NumericsError
-from report2impression.program.files import flush_tree
+from report2impression.program.files import restore
 from report2impression.reading.licence import write_mark
 from report2impression.reading.sources import sample_indices
 from report2impression.runs.durable import Json
@@ -109,6 +109,10 @@ class EpochEnd:
     tracker: Tracker
     best: BestSoFar
 
+    def __post_init__(self) -> None:
+        if self.accelerator.is_main_process:
+            restore(self.folder)  # the best of a run that was killed while it was replaced
+
     def __call__(self, epoch: int, engine: nn.Module) -> bool:
         figures = {"validation_loss": self._loss(engine), **self._generation_scores()}
         by_loss = self.config.best_by == "loss"
@@ -126,7 +130,6 @@ class EpochEnd:
         write_extras = partial(self._write_extras, epoch, figures)
         half = self.config.store == "fp16"
         save_model(self.model, self.folder, write_extras=write_extras, half=half)
-        flush_tree(self.folder)
 
     @property
     def folder(self) -> Path:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, check_least, exits_cleanly
+from report2impression.program.files import new_folder
 from report2impression.program.process import quieten_libraries
 from report2impression.reading.options import SourceConfig
 from report2impression.reading.sources import read_pairs
@@ -37,7 +38,7 @@ class NewBaseConfig:
     """An untrained T5. The defaults suit a few thousand short reports and two CPU cores."""
 
     output_dir: str
-    """Folder of the new base; must not exist yet."""
+    """Folder of the new base; must not exist, or be empty."""
     d_model: int = 256
     """Width of the residual stream."""
     d_ff: int = 1024
@@ -146,28 +147,20 @@ def t5_config(config: NewBaseConfig, n_tokens: int) -> T5Config:
 
 def new_base(config: NewBaseConfig) -> int:
     """Write the base into config.output_dir, whole or not at all; returns its number of
-    parameters. Raises ConfigError if the folder exists or cannot be written."""
-    folder = Path(config.output_dir)
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already: choose another --output_dir or remove it")
-    given, texts = None, []
-    if config.tokenizer is None:
-        pairs = read_pairs(config.data, "train").pairs
-        texts = [text for pair in pairs for text in (pair.prompt, pair.impression)]
-    else:
-        given = load_tokenizer(config.tokenizer)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        n_parameters = write_base(config, given, texts, partial)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:  # the latter when the disk is full
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ConfigError(f"cannot write {folder}: {reason} (--output_dir)") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return n_parameters
+    parameters. Raises ConfigError if the folder is not empty or cannot be written."""
+    folder = Path(config.output_dir).expanduser()
+    with new_folder(folder) as partial:
+        given, texts = None, []
+        if config.tokenizer is None:
+            pairs = read_pairs(config.data, "train").pairs
+            texts = [text for pair in pairs for text in (pair.prompt, pair.impression)]
+        else:
+            given = load_tokenizer(config.tokenizer)
+        try:
+            return write_base(config, given, texts, partial)
+        except SafetensorError as error:  # when the disk is full
+            reason = type(error).__name__
+            raise ConfigError(f"cannot write {folder}: {reason} (--output_dir)") from None
 
 
 def write_base(

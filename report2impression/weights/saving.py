@@ -1,12 +1,13 @@
 """Save an adapter or a whole model, whole or not at all."""
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
+
+from report2impression.program.files import replaced
 
 
 def save_model(
@@ -16,20 +17,19 @@ def save_model(
     write_extras: Callable[[Path], None],
     half: bool = False,
 ) -> None:
-    """Write an adapter (PEFT) or a whole model to `folder`, replacing it only by a complete one.
+    """Write an adapter (PEFT) or a whole model to `folder`, replacing it only by a complete one
+    that is on the disk.
 
     `write_extras` adds what belongs beside the weights; `half` stores a whole model in fp16.
+    Raises OSError.
     """
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(temporary), save_embedding_layers=False)
-    else:
-        stored = copy.deepcopy(model).half() if half else model
-        stored.save_pretrained(str(temporary))
-        settings = copy.deepcopy(stored.config)
-        settings.dropout_rate = getattr(model, "own_dropout", settings.dropout_rate)
-        settings.save_pretrained(str(temporary))
-    write_extras(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with replaced(folder) as temporary:
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(temporary), save_embedding_layers=False)
+        else:
+            stored = copy.deepcopy(model).half() if half else model
+            stored.save_pretrained(str(temporary))
+            settings = copy.deepcopy(stored.config)
+            settings.dropout_rate = getattr(model, "own_dropout", settings.dropout_rate)
+            settings.save_pretrained(str(temporary))
+        write_extras(temporary)
