@@ -480,7 +480,7 @@ def test_what_cannot_be_read_is_damaged(parent: Path) -> None:
         read(parent / "step-00000099")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.dictionaries(
         st.text(),

@@ -19,7 +19,8 @@ from report2impression.reporting import compare, results
 from report2impression.runs.evaluation import BaseConfig, EvalData, as_trained
 from report2impression.scoring.describe import words
 from report2impression.weights.options import ModelConfig
-from tests.tiny import Tiny, one_line, python
+from tests.programs import forked
+from tests.tiny import Tiny, one_line
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(run: Path, *flags: str) -> None:
-    short = ["--cpu", "--n=4", "--max_new_tokens=4"]
+    short = ["--cpu", "--n=4", "--max_new_tokens=4", "--n_resamples=200"]
     evaluation.main([f"--adapter={run / 'adapter'}", *short, *flags])
 
 
@@ -244,7 +245,7 @@ def test_saved_predictions_are_searched_for_training_text(
     flags = [f"--data.path={run.parent / 'data'}", *columns, *["--show_text"] * asked]
 
     def report(predictions: Path) -> tuple[str, dict[str, Any]]:
-        done = python(
+        done = forked(
             "-m", "report2impression.audit.memorisation", f"--predictions={predictions}", *flags
         )
         assert (done.returncode, done.stderr) == (0, "")
