@@ -52,9 +52,11 @@ def in_a_fork(action: Callable[[], object]) -> int:
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
     return ended(child)
 
 
@@ -75,7 +77,7 @@ def _become_a_program(place: Path, name: str) -> None:
 def _tell(out: int, err: int) -> None:
     os.dup2(out, 1)
     os.dup2(err, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
 
 
 def _no_network(log: Path, event: str, arguments: tuple[Any, ...]) -> None:
@@ -200,6 +202,7 @@ class ForkServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._process.terminate()  # the end of its input may be held open by a fork of this process
         self._process.communicate(timeout=30)
 
     def run(self, *argv: object) -> Result:

@@ -406,20 +406,23 @@ def test_hf_still_runs_on_the_engines_weights() -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=0.02)
 
 
+# What Dynamo cannot see: the cached tensors are constants.
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 def test_compiles_without_breaking_the_graph() -> None:
     model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=1)
-    engine = FastEngine(model, torch.float32).train()
+    engine = FastEngine(model, torch.float32).eval()
     batch = packed([(9, 7), (5, 3)])
+    with torch.no_grad():
+        expected = engine(**batch).item()
     compiled = torch.compile(engine, backend="aot_eager", fullgraph=True)
-    losses = []
-    for step in (compiled, engine):
-        torch.manual_seed(0)  # the same masks
-        losses.append(step(**batch))
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
-    losses[0].backward()
+    assert compiled(**batch).item() == pytest.approx(expected, rel=1e-6)
+    engine.train()
+    compiled(**batch).backward()
     assert all(torch.isfinite(g).all() for g in gradients(engine).values())
 
 
+# PEFT's advice for such models, which are none of ours.
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 def test_what_it_does_not_cover() -> None:
     def adapted(**changes: Any) -> PeftModel:
         base = adapted_t5().unload()
