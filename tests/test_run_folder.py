@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
@@ -287,6 +287,7 @@ def test_a_lock_ends_with_its_process(stopped: Path) -> None:
         pass
 
 
+@settings(max_examples=30)
 @given(
     st.recursive(st.none() | st.integers() | st.text(), st.lists)
     | st.dictionaries(st.text(), st.integers())
