@@ -6,13 +6,13 @@ import json
 import random
 import stat
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.feature_extraction.text  # noqa: F401  (for the forks)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +41,6 @@ from report2impression.scoring.duplicates import (
     sketches,
 )
 from tests.browser import Browser
-from tests.pictures import no_pictures
 from tests.test_duplicates import overlap, shingles
 
 TINY = str(Path(__file__).parent.parent / "assets" / "tiny_base")
@@ -182,10 +181,9 @@ def write(folder: Path, pairs: Splits) -> str:
     return str(folder)
 
 
-def run(tmp_path: Path, pairs: Splits, *, pictures: bool = False, **more: Any) -> dict[str, Any]:
+def run(tmp_path: Path, pairs: Splits, **more: Any) -> dict[str, Any]:
     source = AuditSource(write(tmp_path / "data", pairs))
-    with nullcontext() if pictures else no_pictures():
-        return audit(AuditConfig(source, str(tmp_path / "out"), **more))
+    return audit(AuditConfig(source, str(tmp_path / "out"), **more))
 
 
 def as_splits(pairs: Splits) -> list[Split]:
@@ -344,8 +342,7 @@ def test_cleaned_data_bear_the_mark_of_the_data(tmp_path: Path, credentialed: bo
     named = write(tmp_path / "mimic", clean_pairs())
     for path in (marked, named):
         clean = Path(f"{path}-cleaned").with_name(f"clean-{Path(path).name[:2]}")
-        with no_pictures():
-            audit(AuditConfig(AuditSource(path), str(tmp_path / "out"), clean=str(clean)))
+        audit(AuditConfig(AuditSource(path), str(tmp_path / "out"), clean=str(clean)))
         assert (clean / "LICENCE.json").stat().st_mode & 0o777 == 0o600
     assert read_mark(tmp_path / "clean-da") == read_mark(Path(marked))
     found = read_mark(tmp_path / "clean-mi")
@@ -418,7 +415,7 @@ def test_exit_status(
     flags = [f"--data.path={write(tmp_path / 'data', pairs)}", f"--output_dir={tmp_path / 'out'}"]
     monkeypatch.setattr("sys.argv", ["audit", *flags, f"--fail_on={fail_on}"])
     if status:
-        with no_pictures(), pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as stopped:
             module.main()
         assert stopped.value.code == status == FindingsError.exit_code
         assert capsys.readouterr().err.count("\n") == 1
@@ -531,7 +528,7 @@ def test_the_page_fits_a_phone_and_a_desk(tab: Browser, tmp_path: Path) -> None:
     pairs = clean_pairs()
     for plant in DEFECTS.values():
         plant(pairs)
-    run(tmp_path, pairs, tokenizer=TINY, pictures=True)
+    run(tmp_path, pairs, tokenizer=TINY)
     for width in (390, 1280):
         tab.open(tmp_path / "out" / "audit.html", width=width)
         assert tab.run("document.documentElement.scrollWidth") <= width

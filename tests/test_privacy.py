@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import sklearn.feature_extraction.text  # noqa: F401  (for the forks)
 import torch
 import transformers
 from safetensors.numpy import save_file

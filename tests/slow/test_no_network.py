@@ -75,7 +75,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
             for name in ("a", "b", "c")
         },
         "no weights": train("no 1", broken("base 1", "model.safetensors")),
-        "no tokenizer": train("no 2", broken("base 2", "tokenizer.json")),
+        "no tokenizer": train("no 2", broken("base 2", "tokenizer.json", "spiece.model")),
         "no config": train("no 3", broken("base 3", "config.json")),
         "no split": train("no 4", data__path=tiny.base),
     }
