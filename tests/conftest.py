@@ -11,6 +11,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 if TYPE_CHECKING:
+    from tests.browser import Browser
+    from tests.programs import ForkServer
     from tests.tiny import Tiny
 
 
@@ -30,3 +32,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
 
     torch.set_num_threads(1)
     return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def libraries() -> Iterator["ForkServer"]:
+    """Python with the libraries and without any code of ours."""
+    from tests.programs import ForkServer
+
+    with ForkServer(dict(os.environ) | {"HF_HUB_OFFLINE": "1"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tab() -> Iterator["Browser"]:
+    """One browser for all pages."""
+    from tests.browser import NoBrowser, browser
+
+    try:
+        with browser() as opened:
+            yield opened
+    except NoBrowser as reason:
+        pytest.skip(str(reason))

@@ -169,6 +169,10 @@ class HubStandIn:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """From now on nothing listens there; a second time changes nothing."""
         self._server.shutdown()
         self._server.server_close()
 

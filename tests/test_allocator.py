@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.tiny import python
+from tests.programs import ForkServer
 
 CODE = """
 import resource, torch
@@ -23,10 +23,10 @@ print(kept, faults())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_freed_memory_is_kept() -> None:
+def test_freed_memory_is_kept(libraries: ForkServer) -> None:
     found = {}
     for keep in (True, False):
-        done = python("-c", CODE.format(keep=keep))
+        done = libraries.run("-c", CODE.format(keep=keep))
         kept, faults = done.stdout.split()
         assert kept == "True", done.stderr
         found[keep] = int(faults)

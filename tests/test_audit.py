@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.feature_extraction.text  # noqa: F401  (for the forks)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ from report2impression.scoring.duplicates import (
     shingle_hashes,
     sketches,
 )
-from tests.browser import NoBrowser, browser
+from tests.browser import Browser
 from tests.test_duplicates import overlap, shingles
 
 TINY = str(Path(__file__).parent.parent / "assets" / "tiny_base")
@@ -289,7 +290,7 @@ def test_no_text_gets_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @given(st.sets(st.sampled_from(sorted(DEFECTS))), st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_cleaned_data_has_no_errors_left(
     tmp_path_factory: pytest.TempPathFactory, names: set[str], seed: int
 ) -> None:
@@ -523,20 +524,16 @@ def test_judging_waits_for_the_least_share() -> None:
     assert bad_rows([split]) == {"empty": {"train": 1}, "unreadable": {"train": 1}}
 
 
-def test_the_page_fits_a_phone_and_a_desk(tmp_path: Path) -> None:
+def test_the_page_fits_a_phone_and_a_desk(tab: Browser, tmp_path: Path) -> None:
     pairs = clean_pairs()
     for plant in DEFECTS.values():
         plant(pairs)
     run(tmp_path, pairs, tokenizer=TINY)
-    try:
-        with browser() as tab:
-            for width in (390, 1280):
-                tab.open(tmp_path / "out" / "audit.html", width=width)
-                assert tab.run("document.documentElement.scrollWidth") <= width
-                assert tab.run("document.querySelectorAll('.findings li').length") == len(DEFECTS)
-                assert tab.console == [] and len(tab.requests) <= 2
-    except NoBrowser as reason:
-        pytest.skip(str(reason))
+    for width in (390, 1280):
+        tab.open(tmp_path / "out" / "audit.html", width=width)
+        assert tab.run("document.documentElement.scrollWidth") <= width
+        assert tab.run("document.querySelectorAll('.findings li').length") == len(DEFECTS)
+        assert tab.console == [] and len(tab.requests) <= 2
 
 
 def test_checks_are_listed_once() -> None:

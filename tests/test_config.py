@@ -349,7 +349,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("saved")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(built=configs)
 def test_round_trip(built, folder):
     path = folder / "new" / "config.toml"

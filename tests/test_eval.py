@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 
 import eval as evaluation
 import train_loop
@@ -15,16 +16,19 @@ from eval import training_pairs
 from report2impression.program.errors import DataError
 from report2impression.reading.options import DataConfig
 from report2impression.reading.pairs import Pair
-from report2impression.reporting import compare, results
+from report2impression.reporting import compare, plots, results
 from report2impression.runs.evaluation import BaseConfig, EvalData, as_trained
 from report2impression.scoring.describe import words
+from report2impression.scoring.faithfulness import checks as faithfulness
 from report2impression.weights.options import ModelConfig
-from tests.tiny import Tiny, one_line, python
+from tests.programs import forked
+from tests.tiny import Tiny, one_line
 
 
 @pytest.fixture(scope="module")
 def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on columns that no reader knows by itself."""
+    faithfulness.prepare()  # for all forks at once
     folder = tmp_path_factory.mktemp("evaluated")
     data = folder / "data"
     data.mkdir()
@@ -45,9 +49,12 @@ def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def evaluate(run: Path, *flags: str) -> None:
-    short = ["--cpu", "--n=4", "--max_new_tokens=4"]
-    evaluation.main([f"--adapter={run / 'adapter'}", *short, *flags])
+def evaluate(run: Path, *flags: str, pictures: bool = False) -> None:
+    short = ["--cpu", "--n=4", "--max_new_tokens=4", "--n_resamples=200"]
+    with pytest.MonkeyPatch.context() as patch:
+        if not pictures:  # most of the time; test_pages.py has them
+            patch.setattr(plots, "_finish", lambda *_, **__: Markup("<svg></svg>"))
+        evaluation.main([f"--adapter={run / 'adapter'}", *short, *flags])
 
 
 def failure(capfd: pytest.CaptureFixture[str], run: Path, *flags: str) -> str:
@@ -154,7 +161,8 @@ def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     shutil.copy(run.parent / "data" / "train.jsonl", folder)
     outs = [folder / "one", folder / "two"]
     for out, extra in zip(outs, ([], ["--show_text=2"]), strict=True):
-        evaluate(run, "--n=9", f"--data.path={folder}", f"--output_dir={out}", *extra)
+        places = f"--data.path={folder}", f"--output_dir={out}"
+        evaluate(run, "--n=9", *places, *extra, pictures=True)
     return outs
 
 
@@ -244,7 +252,7 @@ def test_saved_predictions_are_searched_for_training_text(
     flags = [f"--data.path={run.parent / 'data'}", *columns, *["--show_text"] * asked]
 
     def report(predictions: Path) -> tuple[str, dict[str, Any]]:
-        done = python(
+        done = forked(
             "-m", "report2impression.audit.memorisation", f"--predictions={predictions}", *flags
         )
         assert (done.returncode, done.stderr) == (0, "")

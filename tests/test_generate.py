@@ -75,7 +75,7 @@ def test_the_same_tokens_as_transformers(
     talkative: T5ForConditionalGeneration, call: Call, batch_size: int
 ) -> None:
     ours, theirs = both(
-        talkative, reports(33), **{"max_new_tokens": 24, "batch_size": batch_size, **call}
+        talkative, reports(22), **{"max_new_tokens": 24, "batch_size": batch_size, **call}
     )
     assert_same(ours, theirs)
     if call == {}:
@@ -94,12 +94,12 @@ def test_places_are_refilled_and_columns_moved(
     assert_same(ours, theirs)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    n=st.integers(1, 40),
+    n=st.integers(1, 25),
     batch_size=st.integers(1, 12),
     num_beams=st.sampled_from([1, 1, 2]),
-    max_new_tokens=st.integers(1, 30),
+    max_new_tokens=st.integers(1, 20),
     every=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
@@ -241,7 +241,7 @@ def test_caches_fit_into_the_memory_they_are_given(
     config = DecodingConfig(
         num_beams=num_beams, max_new_tokens=64, cache_mib=1, precision=precision
     )
-    list(stream(talkative, reports(600), range(600), config))
+    next(stream(talkative, reports(600), range(600), config))
     (n_places, size), *_ = sizes
     assert 1 < n_places < 256 // num_beams and 0.6 * 2**20 < size <= 2**20
 

@@ -1,7 +1,7 @@
 """The real hub loading code against the stand-in hub: what is asked for, what is refused, offline.
 
-Importing the libraries costs some 8 s. `forked` pays it once per environment: it runs each script
-in a fork of a process that has them already. The first run of all is a plain subprocess.
+Importing the libraries costs some 8 s. The commands run in forks of one process that has them
+already, with a hub and then without; the last, offline, is a plain subprocess.
 """
 
 import json
@@ -16,82 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.hub_stand_in import HubStandIn, environment
+from tests.programs import ROOT, ForkServer, Result
 
-ROOT = Path(__file__).parents[1]
 BASE_ID, DATA_ID = "google-t5/t5-small", "hejazizo/mimic-iii"  # of the published recipe
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on this port
 N_TRAIN = 40
-
-# argv: a folder for the children's output; on stdin: the command lines.
-FORK_SERVER = """
-import contextlib, json, os, runpy, sys, time, urllib.request
-from pathlib import Path
-import accelerate, datasets, torch
-from peft import PeftModel
-from transformers import AutoConfig, T5ForConditionalGeneration, T5Tokenizer
-sys.path.insert(0, os.getcwd())
-out, results = Path(sys.argv[1]), []
-for argv in json.load(sys.stdin):
-    with contextlib.suppress(OSError):  # a mark in the hub's log; its answer is 404
-        urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/next/command")
-    start = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(out / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
-        code = 0
-        sys.argv = argv
-        try:
-            runpy.run_path(argv[0], run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    seconds = time.monotonic() - start
-    results.append([code, (out / "stdout").read_text(), (out / "stderr").read_text(), seconds])
-print(json.dumps(results))
-"""
-
-
-class Result(NamedTuple):
-    code: int
-    stdout: str
-    stderr: str
-    seconds: float = 0.0
-
-    def error(self, code: int) -> str:
-        """The one line of stderr of a run that ended with this exit code."""
-        assert self.code == code, self.stderr
-        lines = self.stderr.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: "), self.stderr
-        return lines[0]
-
-
-def spawn(argv: list[str], env: dict[str, str], stdin: str = "") -> Result:
-    done = subprocess.run(
-        [sys.executable, *argv],
-        cwd=ROOT,
-        env=env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-def forked(folder: Path, env: dict[str, str], commands: dict[str, list[str]]) -> dict[str, Result]:
-    """The results of the named command lines, run one after another in one environment."""
-    folder.mkdir()
-    server = spawn(["-c", FORK_SERVER, str(folder)], env, json.dumps(list(commands.values())))
-    assert server.code == 0, server.stderr
-    results = [Result(*result) for result in json.loads(server.stdout)]
-    return dict(zip(commands, results, strict=True))
 
 
 class World(NamedTuple):
@@ -108,6 +37,10 @@ class World(NamedTuple):
     def evaluate(self, run: str) -> list[str]:
         adapter = str(self.tmp / run / "adapter")
         return ["eval.py", "--adapter", adapter, "--n", "5", "--max_new_tokens", "8"]
+
+    def keep_cache(self, name: str) -> None:
+        """Put the hub's cache aside: the next command finds none."""
+        (self.tmp / "home").rename(self.tmp / name)
 
     @property
     def marker(self) -> Path:
@@ -184,15 +117,21 @@ class Session(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def published(world: World, hub: HubStandIn) -> Session:
+def server(world: World, hub: HubStandIn) -> Iterator[ForkServer]:
+    with ForkServer(environment(hub.endpoint, world.tmp / "home")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def published(world: World, hub: HubStandIn, server: ForkServer) -> Session:
     """The published recipe, nothing but places and length given, into an empty cache."""
     start = len(hub.requests)
-    result = spawn(world.train("published"), environment(hub.endpoint, world.tmp / "home"))
+    result = server.run(*world.train("published"))
     return Session({"train": result}, {"train": hub.requests[start:]})
 
 
 @pytest.fixture(scope="module")
-def online(world: World, hub: HubStandIn, published: Session) -> Session:
+def online(world: World, hub: HubStandIn, server: ForkServer, published: Session) -> Session:
     """More commands against the hub, with a cache of their own that the first one fills."""
     local_data = ["--data.path", str(world.data), "--data.on_bad_row", "skip"]
     local_base = ["--model.path", str(world.base)]
@@ -207,23 +146,29 @@ def online(world: World, hub: HubStandIn, published: Session) -> Session:
         "scripted": world.train("no", *local_base, "--data.path", "invented/scripted"),
         "bare": world.train("no", *local_data, "--model.path", "invented/bare"),
     }
-    start = len(hub.requests)
-    env = environment(hub.endpoint, world.tmp / "home_online")
-    results = forked(world.tmp / "online", env, commands)
-    logs = "\n".join(hub.requests[start:]).split("GET /next/command")[1:]
-    parts = zip(commands, logs, strict=True)
-    return Session(results, {name: log.strip().splitlines() for name, log in parts})
+    world.keep_cache("home_published")
+    session = Session({}, {})
+    for name, command in commands.items():
+        start = len(hub.requests)
+        session.results[name] = server.run(*command)
+        session.requests[name] = hub.requests[start:]
+    return session
 
 
 @pytest.fixture(scope="module")
-def unreachable(world: World) -> dict[str, Result]:
+def unreachable(
+    world: World, hub: HubStandIn, server: ForkServer, online: Session
+) -> dict[str, Result]:
+    """The hub has gone, and its cache with it."""
+    hub.close()
+    world.keep_cache("home_online")
     local_data = ["--data.path", str(world.data), "--data.on_bad_row", "skip"]
     commands = {
         "nothing local": world.train("lost"),
         "local model": world.train("lost", "--model.path", str(world.base)),
         "local data": world.train("lost", *local_data),
     }
-    return forked(world.tmp / "nowhere", environment(NOWHERE, world.tmp / "home_lost"), commands)
+    return {name: server.run(*command) for name, command in commands.items()}
 
 
 def fetched(requests: list[str], file: str) -> list[str]:
@@ -325,9 +270,11 @@ def test_an_unreachable_hub_is_told_at_once(
 
 def test_a_filled_cache_is_enough_offline(world: World, published: Session) -> None:
     assert published.results["train"].code == 0
-    env = environment(NOWHERE, world.tmp / "home") | {"HF_HUB_OFFLINE": "1"}
-    result = spawn(world.train("offline"), env)
-    assert result.code == 0, result.stderr
+    home = next(h for h in (world.tmp / "home_published", world.tmp / "home") if h.exists())
+    env = environment(NOWHERE, home) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *world.train("offline")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
     runs = [
         world.tmp / run / "adapter/adapter_model.safetensors" for run in ("published", "offline")
     ]

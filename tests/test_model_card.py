@@ -14,7 +14,8 @@ from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.loading import load_base, load_tokenizer
 from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model
-from tests.tiny import ROOT, Tiny, python
+from tests.programs import ForkServer
+from tests.tiny import ROOT, Tiny
 
 LOSS = """
 labels = tokenizer("no acute disease", return_tensors="pt").input_ids
@@ -91,7 +92,9 @@ def test_what_decides_the_figures_is_recorded(tmp_path: Path) -> None:
     assert "| validation loss | 1.2500 |" in card and "epoch 3" in card
 
 
-def test_the_code_for_an_adapter_gives_the_loss_of_the_model(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_code_for_an_adapter_gives_the_loss_of_the_model(
+    tiny: Tiny, libraries: ForkServer, tmp_path: Path
+) -> None:
     base = load_base(ModelConfig(path=str(tiny.talkative)))
     model = attach_lora(base, LoraSettings(r=4)).eval()
     with torch.no_grad():
@@ -101,15 +104,18 @@ def test_the_code_for_an_adapter_gives_the_loss_of_the_model(tiny: Tiny, tmp_pat
     config = {"model": ModelConfig(path=str(tiny.talkative))}
     save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
     card = write(tmp_path / "adapter", **config)
-    check(card, tmp_path / "adapter", model, load_tokenizer(str(tiny.talkative)))
+    check(libraries, card, tmp_path / "adapter", model, load_tokenizer(str(tiny.talkative)))
 
     readme = (ROOT / "README.md").read_text()
     use = readme.partition("## Use the adapter")[2].replace("BASE", repr(str(tiny.talkative)))
-    fresh = python("-c", code_of(use.replace('"RUN/adapter"', "FOLDER"), tmp_path / "adapter"))
-    assert fresh.returncode == 0, fresh.stderr
+    code = code_of(use.replace('"RUN/adapter"', "FOLDER"), tmp_path / "adapter")
+    fresh = libraries.run("-c", code)
+    assert fresh.code == 0, fresh.stderr
 
 
-def test_the_code_for_a_model_stored_in_half_gives_its_loss(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_code_for_a_model_stored_in_half_gives_its_loss(
+    tiny: Tiny, libraries: ForkServer, tmp_path: Path
+) -> None:
     model = load_base(ModelConfig(path=str(tiny.talkative)))
     tokenizer = load_tokenizer(str(tiny.talkative))
 
@@ -119,12 +125,18 @@ def test_the_code_for_a_model_stored_in_half_gives_its_loss(tiny: Tiny, tmp_path
 
     save_model(model, tmp_path / "model", write_extras=extras, half=True)
     stored = load_base(ModelConfig(path=str(tmp_path / "model")))
-    check((tmp_path / "model" / "README.md").read_text(), tmp_path / "model", stored, tokenizer)
+    check(
+        libraries,
+        (tmp_path / "model" / "README.md").read_text(),
+        tmp_path / "model",
+        stored,
+        tokenizer,
+    )
 
 
-def check(card: str, folder: Path, model: Any, tokenizer: Any) -> None:
+def check(libraries: ForkServer, card: str, folder: Path, model: Any, tokenizer: Any) -> None:
     """The card's code in a process without any code of ours gives this model's loss."""
-    fresh = python("-c", code_of(card, folder) + LOSS)
+    fresh = libraries.run("-c", code_of(card, folder) + LOSS)
     assert "loss " in fresh.stdout, fresh.stderr
     ids = tokenizer("extract: the lungs are clear", return_tensors="pt").input_ids
     labels = tokenizer("no acute disease", return_tensors="pt").input_ids

@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import sklearn.feature_extraction.text  # noqa: F401  (for the forks)
 
 import eval as evaluation
 import train_loop

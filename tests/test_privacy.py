@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import sklearn.feature_extraction.text  # noqa: F401  (for the forks)
 import torch
 import transformers
 from safetensors.numpy import save_file
@@ -49,7 +50,7 @@ from report2impression.program.privacy import (
 )
 from report2impression.reading.licence import mark_of
 from report2impression.reading.pairs import Pair, Split
-from report2impression.runs import checkpoint, durable
+from report2impression.runs import checkpoint, durable, tracking
 from report2impression.scoring.faithfulness import checks as faithfulness
 from report2impression.training import gradients
 from report2impression.weights.loading import load_tokenizer
@@ -112,10 +113,16 @@ class World:
         return [*self.tiny.flags(self.runs / run, **{**same, **changes}), *more]
 
     def run(self, name: str, action: Callable[[], object]) -> None:
-        self.codes[name] = run_program(action, self.place, name)
+        """Curves, slow and of figures alone, are drawn in one of them."""
+        whole = action if name == "train" else then(no_curves, action)
+        self.codes[name] = run_program(whole, self.place, name)
 
     def told(self, name: str) -> str:
         return (self.place / "told" / name).read_text()
+
+
+def no_curves() -> None:
+    tracking.draw_curves = lambda *_: None
 
 
 def quoting(*_: object, **__: object) -> NoReturn:

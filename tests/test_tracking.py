@@ -14,6 +14,7 @@ from matplotlib import image
 from report2impression.program.errors import ConfigError
 from report2impression.program.terminal import print_table
 from report2impression.reporting import published
+from report2impression.runs import tracking
 from report2impression.runs.trackers import tensorboard_writer
 from report2impression.runs.tracking import Tracker, draw_curves
 
@@ -151,8 +152,12 @@ def test_other_ranks_write_and_print_nothing(
 
 @pytest.mark.parametrize("beside_published", [False, True])
 def test_published_columns_only_when_asked(
-    beside_published: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    beside_published: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)  # slow
     told = tracker(tmp_path, n_steps=6, beside_published=beside_published)
     for epoch in range(1, 7):  # one more than was published
         step(told, 12.5, 4)

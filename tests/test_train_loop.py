@@ -27,6 +27,7 @@ from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.run_folder import open_run_folder
 from report2impression.training import validation as epoch_end
 from report2impression.training.validation import BestSoFar
+from tests.programs import ForkServer, forked
 from tests.tiny import (
     Recorder,
     Tiny,
@@ -34,7 +35,6 @@ from tests.tiny import (
     difference,
     metrics,
     one_line,
-    python,
     run_loop,
     trainable,
 )
@@ -57,7 +57,7 @@ def test_accumulation_equals_one_big_batch(
 ) -> None:
     """In fp32 Adam enlarges rounding, by up to the rate, where a gradient is nearly 0."""
     runs = []
-    for micro_batch_size, grad_accum_steps in ((16, 1), (8, 2), (4, 4)):
+    for micro_batch_size, grad_accum_steps in ((16, 1), (8, 2), (4, 4))[:: 2 if n == 50 else 1]:
         config = tiny.recipe(
             tmp_path,
             micro_batch_size=micro_batch_size,
@@ -238,12 +238,17 @@ def test_precisions_learn_alike(
     losses = {}
     for precision in ("fp32", "bf16", "fp16"):
         config = tiny.recipe(  # the fast engine's precision: test_fast_t5.py
-            tmp_path, engine="hf", precision=precision, epochs=2, learning_rate=1e-2
+            tmp_path,
+            engine="hf",
+            precision=precision,
+            micro_batch_size=4,
+            epochs=2,
+            learning_rate=1e-2,
         )
         products: set[torch.dtype] = set()
         scaled.clear()
         with watching_products(products):
-            run = run_loop(config, tiny.training_data(config))
+            run = run_loop(config, tiny.training_data(config, n=29))
         losses[precision] = run.column("loss")
         assert products == {DTYPES[precision]}
         assert set(scaled) == {precision == "fp16"}
@@ -334,10 +339,11 @@ print(total / n)
 
 
 def test_merged_adapter_in_a_fresh_process_has_the_reported_loss(
-    finished: Path, tiny: Tiny
+    finished: Path, tiny: Tiny, libraries: ForkServer
 ) -> None:
     """By transformers and PEFT alone: one report at a time, no padding, no code of ours."""
-    fresh = python("-c", FRESH, tiny.base, finished / "adapter", tiny.data / "validation.jsonl")
+    paths = tiny.base, finished / "adapter", tiny.data / "validation.jsonl"
+    fresh = libraries.run("-c", FRESH, *paths)
     reported = min(line["validation_loss"] for line in metrics(finished, "epoch"))
     assert float(fresh.stdout) == pytest.approx(reported, abs=1e-5), fresh.stderr
 
@@ -366,6 +372,12 @@ class FakeValidation:
         return self.figures[len(self.seen) - 1]
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)  # slow
+
+
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize(
     ("figures", "patience", "n_epochs", "best"),
     [
@@ -387,7 +399,6 @@ def test_best_is_kept_and_patience_ends(
 ) -> None:
     fake = FakeValidation(figures)
     monkeypatch.setattr(epoch_end, "validation_loss", fake)
-    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)  # slow
     flags = tiny.flags(tmp_path / "run", micro_batch_size=32, epochs=5, patience=patience)
     train_loop.main(flags)
     assert len(metrics(tmp_path / "run", "epoch")) == n_epochs == len(fake.seen)
@@ -402,6 +413,7 @@ def test_best_is_kept_and_patience_ends(
     assert f"epoch {best}, the best" in (tmp_path / "run" / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_best_by_rouge_keeps_the_highest(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,6 +501,7 @@ def test_best_so_far_never_takes_nan() -> None:
     assert not best.improved(1, float("nan")) and best.exhausted
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_full_denoising_gives_a_base_for_the_next_run(tiny: Tiny, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     whole = tiny.flags(first, objective="denoise", tuning="full", learning_rate=1e-2, epochs=2)
@@ -506,10 +519,11 @@ def test_full_denoising_gives_a_base_for_the_next_run(tiny: Tiny, tmp_path: Path
     assert settings["base_model_name_or_path"] == str(first / "model")
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_full_tuning_in_fp16_storage_leaves_the_run_alone(tiny: Tiny, tmp_path: Path) -> None:
     for store in ("fp32", "fp16"):
         train_loop.main(
-            tiny.flags(tmp_path / store, tuning="full", micro_batch_size=32, epochs=3, store=store)
+            tiny.flags(tmp_path / store, tuning="full", micro_batch_size=32, epochs=2, store=store)
         )
     losses = [
         [e["training_loss"] for e in metrics(tmp_path / s, "epoch")] for s in ("fp32", "fp16")
@@ -526,6 +540,7 @@ def modes(model: torch.nn.Module) -> set[bool]:
     return {module.training for module in model.modules()}
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_training_goes_on_in_training_mode_after_validation_and_generation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -569,9 +584,9 @@ def failure(capfd: pytest.CaptureFixture[str], flags: list[str]) -> tuple[int, s
     return caught.value.code, one_line(capfd.readouterr().err)
 
 
-def test_missing_data_ends_a_fresh_process_with_one_line(tiny: Tiny, tmp_path: Path) -> None:
+def test_missing_data_ends_a_process_with_one_line(tiny: Tiny, tmp_path: Path) -> None:
     run, missing = tmp_path / "run", tmp_path / "missing"
-    done = python("train_loop.py", *tiny.flags(run, data__path=missing))
+    done = forked("train_loop.py", *tiny.flags(run, data__path=missing))
     assert done.returncode in (2, 3)
     assert str(missing) in one_line(done.stderr)
     assert not run.exists()

@@ -3,6 +3,8 @@
 import json
 import socket
 import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,21 @@ import eval as evaluation
 import train_loop
 from tests.tiny import N_TEST, N_TRAIN, ROOT, Tiny, difference, metrics, python
 
+N_SCORED = N_TEST - 2
 CPU_2 = ROOT / "recipes" / "accelerate" / "cpu_2_processes.yaml"
 
 
-def launch(*argv: object) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` with the repository's own two-process file."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def launch(*commands: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` with the repository's own two-process file: one launch for all."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in commands]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        ports = [probe.getsockname()[1] for probe in sockets]
+    lines = [[str(w) for w in (port, *c)] for port, c in zip(ports, commands, strict=True)]
     launcher = ["-m", "accelerate.commands.launch", "--config_file", CPU_2]
-    return python(*launcher, "--main_process_port", port, *argv)
+    port = ["--main_process_port", ports[0]]
+    return python(*launcher, *port, "-m", "tests.launched", json.dumps(lines))
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +36,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("processes")
 
 
+def scoring(tiny: Tiny, folder: Path, ranks: str) -> list[str]:
+    """Flags of eval.py; the last batch of an odd number is short, on one rank alone."""
+    return [
+        f"--adapter={folder / 'one' / 'adapter'}",
+        f"--data.path={tiny.data}",
+        f"--model.path={tiny.talkative}",
+        f"--n={N_SCORED}",
+        "--max_new_tokens=12",
+        "--batch_size=2",
+        "--n_resamples=100",
+        "--cpu",
+        f"--output_dir={folder / f'scores_{ranks}'}",
+    ]
+
+
 @pytest.fixture(scope="module")
-def trained(tiny: Tiny, folder: Path) -> subprocess.CompletedProcess[str]:
-    """One run on two processes with accumulation (in `two`) and on one without (in `one`): seven
-    steps of 8 reports and one of a single report."""
+def launched(tiny: Tiny, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Training on two processes with accumulation (in `two`) and on one without (in `one`): seven
+    steps of 8 reports and one of a single report. Then the evaluation, then a mistake."""
     assert N_TRAIN % 8 == 1
     same = {"epochs": 2, "learning_rate": 1e-3}
     train_loop.main(tiny.flags(folder / "one", micro_batch_size=8, **same))
+    evaluation.main(scoring(tiny, folder, "one"))
     flags = tiny.flags(folder / "two", micro_batch_size=2, grad_accum_steps=2, **same)
-    return launch("train_loop.py", *flags)
+    return launch(
+        ["train_loop.py", *flags],
+        ["eval.py", *scoring(tiny, folder, "two")],
+        ["train_loop.py", *tiny.flags(folder / "none", data__path=folder / "missing")],
+    )
 
 
 def test_training_on_two_processes_equals_one(
-    trained: subprocess.CompletedProcess[str], folder: Path
+    launched: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
-    assert trained.returncode == 0, trained.stderr
-    assert "cpu x 2" in trained.stdout
+    assert launched.stdout.count("train_loop.py is done") == 2, launched.stderr
+    assert "cpu x 2" in launched.stdout
     one, two = (metrics(folder / name, "step") for name in ("one", "two"))
     assert len(one) == len(two) == 16
     for name, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4), ("lr", 1e-9)):
@@ -61,42 +88,29 @@ def test_training_on_two_processes_equals_one(
 
 
 def test_only_rank_0_prints_and_writes(
-    trained: subprocess.CompletedProcess[str], folder: Path
+    launched: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
-    assert trained.stdout.count("reports per optimizer step") == 1
-    assert trained.stdout.count("best epoch by loss") == 1
+    assert launched.stdout.count("reports per optimizer step") == 1
+    assert launched.stdout.count("best epoch by loss") == 1
     assert {f.name for f in (folder / "two").iterdir()} == {
         f.name for f in (folder / "one").iterdir()
     }
 
 
 def test_scores_of_two_processes_are_those_of_one(
-    trained: subprocess.CompletedProcess[str], tiny: Tiny, folder: Path
+    launched: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
-    n = N_TEST - 2
-    assert n % 2 == 1
-    flags = [
-        f"--adapter={folder / 'one' / 'adapter'}",
-        f"--data.path={tiny.data}",
-        f"--model.path={tiny.talkative}",
-        f"--n={n}",
-        "--max_new_tokens=12",
-        "--batch_size=2",
-        "--cpu",
-    ]
-    evaluation.main([*flags, f"--output_dir={folder / 'scores_one'}"])
-    done = launch("eval.py", *flags, f"--output_dir={folder / 'scores_two'}")
-    assert done.returncode == 0, done.stderr
+    assert launched.stdout.count("eval.py is done") == 2, launched.stderr
+    assert N_SCORED % 2 == 1
     for name in ("scores.json", "sample_ids.json"):
         one, two = (folder / f"scores_{ranks}" / name for ranks in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
     scores = json.loads((folder / "scores_two" / "scores.json").read_text())
-    assert scores["n"] == n
+    assert scores["n"] == N_SCORED
     assert scores["base"] != scores["lora"]
 
 
-def test_a_mistake_is_told_once(tiny: Tiny, folder: Path) -> None:
-    done = launch("train_loop.py", *tiny.flags(folder / "none", data__path=folder / "missing"))
-    assert done.returncode != 0
-    assert done.stderr.count("error: ") == 1
+def test_a_mistake_is_told_once(launched: subprocess.CompletedProcess[str], folder: Path) -> None:
+    assert launched.returncode != 0
+    assert launched.stderr.count("error: ") == 1
     assert not (folder / "none").exists()

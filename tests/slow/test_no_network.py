@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_hub import Result, forked
+from tests.programs import ForkServer, Result
 from tests.tiny import Tiny
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
             for name in ("a", "b", "c")
         },
         "no weights": train("no 1", broken("base 1", "model.safetensors")),
-        "no tokenizer": train("no 2", broken("base 2", "tokenizer.json")),
+        "no tokenizer": train("no 2", broken("base 2", "tokenizer.json", "spiece.model")),
         "no config": train("no 3", broken("base 3", "config.json")),
         "no split": train("no 4", data__path=tiny.base),
     }
@@ -84,8 +84,9 @@ def results(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
         "HOME": str(place / "home"),
         "HF_ENDPOINT": "http://127.0.0.1:9",
     }
-    found = forked(place / "told", env, commands)
-    control = forked(place / "control", env, {"canary": command(str(canary))})
+    with ForkServer(env) as server:
+        found = {name: server.run(*argv) for name, argv in commands.items()}
+        control = server.run(*command(str(canary)))
     assert "getaddrinfo" in log.read_text() or "connect" in log.read_text(), control
     log.rename(place / "control log")
     return found, place
