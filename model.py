@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from report2impression.batching.collation import Collate, collator
+from report2impression.engine.batch import PaddedBatch
 from report2impression.engine.fast import FastEngine
 from report2impression.engine.models import T5Model, why_not
 from report2impression.engine.precision import DTYPES, resolve_precision
@@ -60,16 +61,16 @@ class PaddedEngine(nn.Module):
         self.start_id: int = config.decoder_start_token_id
         self.pad_id: int = config.pad_token_id
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """(B, S), (B, S), (B, T) -> cross-entropy summed over the label tokens, fp32 scalar."""
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """Cross-entropy summed over the label tokens, fp32 scalar."""
         logits = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=shift_right(labels, start_id=self.start_id, pad_id=self.pad_id),
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            decoder_input_ids=shift_right(batch.labels, start_id=self.start_id, pad_id=self.pad_id),
             use_cache=False,
         ).logits
         return F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), reduction="sum"
+            logits.float().flatten(0, 1), batch.labels.flatten(), reduction="sum"
         )  # labels of -100 count for nothing: torch's default ignore_index
 
 

@@ -97,11 +97,11 @@ def train(
         forward.train()
         for step in left:
             for number in range(len(step.micro_batches)):
-                batch = {name: t.to(device, non_blocking=True) for name, t in next(loader).items()}
+                batch = next(loader)
                 torch.manual_seed(mix_seed(config.seed, progress.step, number * n_ranks + rank))
                 with gradients.micro_batch(step, number):
                     with autocast(device, precision):
-                        loss = forward(**batch)  # summed over the label tokens
+                        loss = forward(batch.to(device))  # summed over the label tokens
                     scaler.scale(loss * (gradients.factor / step.n_label_tokens)).backward()
                 gradients.add(loss.detach(), step, number)
             step_loss, wish = gradients.finish(checkpoints.wish())

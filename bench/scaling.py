@@ -73,8 +73,8 @@ def step_ms(config: ScalingConfig) -> dict[str, dict[int, float]]:
 
     def measure(n: int, source: int, target: int) -> float:
         examples: list[Example] = [(ids(source), ids(target)) for _ in range(n)]
-        batch = {name: t.to(device) for name, t in collate(examples).items()}
-        found = seconds(lambda: engine(**batch).backward(), n=config.rounds, warm_up=1)
+        batch = collate(examples).to(device)
+        found = seconds(lambda: engine(batch).backward(), n=config.rounds, warm_up=1)
         return statistics.median(found) / n * 1e3
 
     n, source, target = TYPICAL

@@ -90,9 +90,8 @@ def ours(
         engine.train()
         start = now()
         for indices, batch in zip(chosen, loader, strict=True):
-            batch = {name: t.to(device, non_blocking=True) for name, t in batch.items()}
             with autocast(device, precision):
-                loss = engine(**batch)
+                loss = engine(batch.to(device))
             scaler.scale(loss / int(dataset.target_lengths[indices].sum())).backward()
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -122,7 +122,7 @@ def test_flops_are_those_that_torch_counts(gated: bool) -> None:
         torch.ops.aten.addmm_: lambda _, a, b, *rest, **__: 2 * a[0] * a[1] * b[1],
     }
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        engine(**packed([(source, target)])).backward()
+        engine(packed([(source, target)])).backward()
     config: T5Config = model.config
     layers = config.num_layers, config.num_decoder_layers
     counted = StepFlops.of(config, 4).step(np.array([source]), np.array([target]), n_layers=layers)

@@ -11,6 +11,7 @@ import torch
 
 from model import PaddedEngine
 from report2impression.batching.collation import TOKEN_MULTIPLE, collate_padded
+from report2impression.engine.batch import PackedBatch
 from report2impression.engine.fast import FastEngine
 from report2impression.training.updates import SkipGuard, learning_rate
 from tests.test_fast_t5 import adapted_t5, examples, gradients, packed
@@ -93,8 +94,8 @@ def test_schedule_stays_on_the_device() -> None:
 LENGTHS = [(40, 20), (9, 7), (1, 1)]
 
 
-def on_gpu(multiple: int = TOKEN_MULTIPLE["cuda"]) -> dict[str, torch.Tensor]:
-    return {name: tensor.cuda() for name, tensor in packed(LENGTHS, multiple).items()}
+def on_gpu(multiple: int = TOKEN_MULTIPLE["cuda"]) -> PackedBatch:
+    return packed(LENGTHS, multiple).to("cuda")
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -102,8 +103,8 @@ def test_fast_engine_in_fp32_is_hf(gated: bool) -> None:
     model = adapted_t5(gated=gated).cuda()
     twin = copy.deepcopy(model)
     padded = collate_padded(examples(LENGTHS), pad_id=0)
-    theirs = PaddedEngine(model)(**{name: tensor.cuda() for name, tensor in padded.items()})
-    ours = FastEngine(twin, torch.float32)(**on_gpu())
+    theirs = PaddedEngine(model)(padded.to("cuda"))
+    ours = FastEngine(twin, torch.float32)(on_gpu())
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     theirs.backward()
     ours.backward()
@@ -114,7 +115,7 @@ def test_fast_engine_in_fp32_is_hf(gated: bool) -> None:
 
 def test_fast_engine_in_fp16_is_near_fp32() -> None:
     losses = [
-        FastEngine(adapted_t5().cuda(), dtype)(**on_gpu()).item()
+        FastEngine(adapted_t5().cuda(), dtype)(on_gpu()).item()
         for dtype in (torch.float32, torch.float16)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -123,10 +124,10 @@ def test_fast_engine_in_fp16_is_near_fp32() -> None:
 def test_a_step_of_the_fast_engine_never_waits_for_the_device() -> None:
     engine = FastEngine(adapted_t5(dropout=0.1, lora_dropout=0.1).cuda(), torch.float16).train()
     batch = on_gpu()
-    engine(**batch).backward()  # position biases are made here
+    engine(batch).backward()  # position biases are made here
     torch.cuda.set_sync_debug_mode("error")
     try:
-        engine(**batch).backward()
+        engine(batch).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
+from torch.utils.data._utils.pin_memory import pin_memory
 from transformers import PreTrainedTokenizerBase
 
 from data import DenoiseDataset, ExtractDataset, build_dataset, sentinel_ids
@@ -22,6 +24,7 @@ from report2impression.batching.collation import (
 )
 from report2impression.batching.dataset import PlannedDataset, batches
 from report2impression.batching.token_store import survey
+from report2impression.engine.batch import Batch, PackedBatch, PaddedBatch
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.options import DataConfig
 from report2impression.reading.pairs import BadRow, Pair, Split
@@ -61,17 +64,17 @@ def example(n_source: int, n_target: int, first: int = 5) -> Example:
 
 def test_padding_values_and_mask() -> None:
     batch = collate_padded([example(3, 1), example(1, 2, first=20)], pad_id=PAD)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [20, PAD, PAD]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[105, IGNORE_INDEX], [120, 121]]
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    assert batch.input_ids.tolist() == [[5, 6, 7], [20, PAD, PAD]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.labels.tolist() == [[105, IGNORE_INDEX], [120, 121]]
+    assert {tensor.dtype for tensor in batch} == {torch.int64}
 
 
 def test_a_real_token_with_the_id_of_padding_stays_visible() -> None:
     source = np.array([4, PAD, 4], dtype=np.int32)
     batch = collate_padded([(source, source)], pad_id=PAD)
-    assert batch["attention_mask"].tolist() == [[1, 1, 1]]
-    assert batch["labels"].tolist() == [[4, PAD, 4]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1]]
+    assert batch.labels.tolist() == [[4, PAD, 4]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -84,16 +87,16 @@ def test_padding_keeps_every_token(sizes: list[tuple[int, int]], multiple: int) 
     batch = collate_padded(examples, pad_id=PAD, multiple=multiple)
     for name, side in (("input_ids", 0), ("labels", 1)):
         longest = max(size[side] for size in sizes)
-        width = batch[name].shape[1]
+        width = getattr(batch, name).shape[1]
         assert width % multiple == 0 and longest <= width < longest + multiple
     for row, (source, target) in enumerate(examples):
-        assert batch["input_ids"][row][: len(source)].tolist() == source.tolist()
-        assert (batch["input_ids"][row][len(source) :] == PAD).all()
-        assert batch["attention_mask"][row].tolist() == [
-            int(i < len(source)) for i in range(batch["input_ids"].shape[1])
+        assert batch.input_ids[row][: len(source)].tolist() == source.tolist()
+        assert (batch.input_ids[row][len(source) :] == PAD).all()
+        assert batch.attention_mask[row].tolist() == [
+            int(i < len(source)) for i in range(batch.input_ids.shape[1])
         ]
-        assert batch["labels"][row][: len(target)].tolist() == target.tolist()
-        assert (batch["labels"][row][len(target) :] == IGNORE_INDEX).all()
+        assert batch.labels[row][: len(target)].tolist() == target.tolist()
+        assert (batch.labels[row][len(target) :] == IGNORE_INDEX).all()
 
 
 def padded(device: str) -> Collate:
@@ -102,11 +105,11 @@ def padded(device: str) -> Collate:
 
 def test_only_cuda_rounds_up() -> None:
     for device, width in (("cpu", 3), ("cuda", 16)):
-        batch = padded(device)([example(3, 3)])
-        assert [tensor.shape[1] for tensor in batch.values()] == [width] * 3
+        batch = cast(PaddedBatch, padded(device)([example(3, 3)]))
+        assert [tensor.shape[1] for tensor in batch] == [width] * 3
     for device, n_tokens in (("cpu", 16), ("cuda", 128)):
         packed = collator(packed=True, start_id=0, pad_id=PAD, device=torch.device(device))
-        assert len(packed([example(3, 3)])["source_ids"]) == n_tokens
+        assert len(cast(PackedBatch, packed([example(3, 3)])).source_ids) == n_tokens
 
 
 @given(
@@ -118,17 +121,16 @@ def test_packed_tokens_find_their_places_and_back(
 ) -> None:
     examples = [example(source, target) for source, target in lengths]
     batch = collate_packed(examples, start_id=0, pad_id=PAD, multiple=multiple)
-    sides = {"source": ("source_ids", 0), "target": ("labels", 1)}
-    for side, (name, part) in sides.items():
-        ids, rows, slots = batch[name], batch[f"{side}_rows"], batch[f"{side}_slots"]
+    sides = [(batch.source_ids, batch.sources, 0), (batch.labels, batch.targets, 1)]
+    for ids, ((rows, slots),), part in sides:
         n_tokens = sum(pair[part] for pair in lengths)
         assert len(ids) == len(rows) and len(ids) % multiple == 0 and slots.shape[1] % 16 == 0
         assert slots.view(-1)[rows[:n_tokens]].tolist() == list(range(n_tokens))
         assert not set(rows[n_tokens:].tolist()) & set(rows[:n_tokens].tolist())
         for b, row in enumerate(examples):
             assert ids[slots[b, : len(row[part])]].tolist() == row[part].tolist()
-    assert batch["source_keys"].sum(1).tolist() == [source for source, _ in lengths]
-    labels, decoder = batch["labels"].tolist(), batch["decoder_ids"].tolist()
+    assert batch.keys[0].sum(1).tolist() == [source for source, _ in lengths]
+    labels, decoder = batch.labels.tolist(), batch.decoder_ids.tolist()
     starts = np.cumsum([0] + [target for _, target in lengths]).tolist()
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
         assert decoder[begin:end] == [0, *labels[begin : end - 1]]
@@ -146,11 +148,10 @@ def test_grids_of_like_lengths_hold_every_token_once(lengths: list[tuple[int, in
         patch.setattr("report2impression.batching.collation.SHORT", 8)
         batch = collate_packed(examples, start_id=0, pad_id=PAD, multiple=16, cut=True)
     found, start = [], {"source": 0, "target": 0}
-    for number in range(sum(name.startswith("source_keys") for name in batch)):
-        name = f"_{number}" if number else ""
-        keys, sides = batch[f"source_keys{name}"], {}
-        for side, ids in (("source", batch["source_ids"]), ("target", batch["labels"])):
-            rows, slots = batch[f"{side}_rows{name}"], batch[f"{side}_slots{name}"]
+    for keys, source, target in zip(batch.keys, batch.sources, batch.targets, strict=True):
+        sides = {}
+        grids = {"source": (batch.source_ids, source), "target": (batch.labels, target)}
+        for side, (ids, (rows, slots)) in grids.items():
             tokens = ids[start[side] : start[side] + len(rows)]
             kept = tokens[: int(keys.sum() if side == "source" else (tokens >= 0).sum())]
             where = rows[: len(kept)]
@@ -160,16 +161,37 @@ def test_grids_of_like_lengths_hold_every_token_once(lengths: list[tuple[int, in
         found += list(zip(sides["source"], sides["target"], strict=True))
         longest = int(keys.sum(1).max())
         assert longest <= 8 or int(keys.sum(1).min()) > 0.75 * longest
-    assert start == {"source": len(batch["source_ids"]), "target": len(batch["labels"])}
+    assert start == {"source": len(batch.source_ids), "target": len(batch.labels)}
     assert sorted(found) == sorted((s.tolist(), t.tolist()) for s, t in examples)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_batch_is_moved_and_pinned_whole(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor of it, also those in lists of grids, and it stays what it is."""
+    collate = collator(packed=packed, start_id=0, pad_id=PAD, device=torch.device("cpu"))
+    batch = collate([example(200, 3), example(9, 2)])
+    assert not packed or len(cast(PackedBatch, batch).sources) == 2
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor, *_: object) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    for moved, device in ((batch.to("meta"), "meta"), (pin_memory(batch), "cpu")):
+        assert type(moved) is type(batch)
+        tensors = tree_leaves(moved)
+        assert [t.shape for t in tensors] == [t.shape for t in tree_leaves(batch)]
+        assert {t.device.type for t in tensors} == {device}
+    assert len(pinned) == len(tree_leaves(batch))
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 1), (16, 16)])
 def test_no_examples_give_one_padding_token_and_no_label(multiple: int, width: int) -> None:
     batch = collate_padded([], pad_id=7, multiple=multiple)
-    assert batch["input_ids"].tolist() == [[7] * width]
-    assert batch["attention_mask"].tolist() == [[1] + [0] * (width - 1)]
-    assert batch["labels"].tolist() == [[IGNORE_INDEX] * width]
+    assert batch.input_ids.tolist() == [[7] * width]
+    assert batch.attention_mask.tolist() == [[1] + [0] * (width - 1)]
+    assert batch.labels.tolist() == [[IGNORE_INDEX] * width]
 
 
 def test_extract_reads_findings_and_labels_the_impression(
@@ -268,11 +290,12 @@ def test_batches_keep_the_given_order(tokenizer: PreTrainedTokenizerBase, tmp_pa
         rows = [row[mask.bool()].tolist() for row, mask in zip(*first_two(batch), strict=True)]
         expected = [data[i][0].tolist() for i in indices.tolist()]
         assert rows == (expected or [[PAD]])
-    assert (read[1]["labels"] == IGNORE_INDEX).all()
+    assert (read[1].labels == IGNORE_INDEX).all()
 
 
-def first_two(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return batch["input_ids"], batch["attention_mask"]
+def first_two(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    assert isinstance(batch, PaddedBatch)
+    return batch.input_ids, batch.attention_mask
 
 
 def test_read_pairs_passes_every_setting(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from model import PaddedEngine, build_engine, build_model
 from report2impression.batching.collation import Example, collate_packed, collate_padded
 from report2impression.engine import attention as fast_attention
 from report2impression.engine import ops as fast_ops
+from report2impression.engine.batch import PackedBatch
 from report2impression.engine.blocks import Group
 from report2impression.engine.fast import FastEngine
 from report2impression.engine.models import why_not
@@ -85,7 +86,7 @@ def examples(lengths: Lengths) -> list[Example]:
     return [(ids(source), ids(target)) for source, target in lengths]
 
 
-def packed(lengths: Lengths, multiple: int = 1, *, cut: bool = False) -> dict[str, Tensor]:
+def packed(lengths: Lengths, multiple: int = 1, *, cut: bool = False) -> PackedBatch:
     return collate_packed(examples(lengths), start_id=0, pad_id=0, multiple=multiple, cut=cut)
 
 
@@ -107,13 +108,13 @@ def assert_equal_to_hf(model: PeftModel, lengths: Lengths, multiple: int = 1) ->
     the largest gradient."""
     assert why_not(model) is None
     twin, exact = copy.deepcopy(model), copy.deepcopy(model).double()
-    theirs = PaddedEngine(model)(**collate_padded(examples(lengths), pad_id=0))
-    ours = FastEngine(twin, torch.float32)(**packed(lengths, multiple, cut=True))
+    theirs = PaddedEngine(model)(collate_padded(examples(lengths), pad_id=0))
+    ours = FastEngine(twin, torch.float32)(packed(lengths, multiple, cut=True))
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     theirs.backward()
     ours.backward()
-    PaddedEngine(exact)(**collate_padded(examples(lengths), pad_id=0)).backward()
+    PaddedEngine(exact)(collate_padded(examples(lengths), pad_id=0)).backward()
     mine, reference, truth = gradients(twin), gradients(model), gradients(exact)
     assert mine.keys() == reference.keys() and mine
     largest = max(float(g.norm()) for g in truth.values())
@@ -183,7 +184,7 @@ def test_another_head_than_the_embedding() -> None:
 def test_no_examples_cost_nothing_and_still_give_gradients() -> None:
     model = adapted_t5(dropout=0.1, lora_dropout=0.1)
     engine = FastEngine(model, torch.float32)
-    loss = engine(**collate_packed([], start_id=0, pad_id=0))
+    loss = engine(collate_packed([], start_id=0, pad_id=0))
     loss.backward()
     assert loss.item() == 0.0
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -210,8 +211,8 @@ def test_fifty_steps_are_those_of_hf_each_from_the_same_state(tiny: Tiny, tmp_pa
             for copy_, weight in zip(copies, weights, strict=True):
                 copy_.copy_(weight)
         batch = [dataset[int(i)] for i in step.indices]
-        mine = engine(**collate(batch))
-        true = reference(**collate_padded(batch, pad_id=theirs.config.pad_token_id))
+        mine = engine(collate(batch))
+        true = reference(collate_padded(batch, pad_id=theirs.config.pad_token_id))
         assert mine.item() == pytest.approx(true.item(), rel=1e-6)
         for loss, own in ((mine, weights), (true, copies)):
             for weight in own:
@@ -286,9 +287,9 @@ def test_dropout_is_off_in_evaluation() -> None:
     engine = FastEngine(adapted_t5(dropout=0.3, lora_dropout=0.3), torch.float32).eval()
     batch = packed([(9, 7), (5, 3)])
     with torch.no_grad():
-        assert engine(**batch).item() == engine(**batch).item()
+        assert engine(batch).item() == engine(batch).item()
         engine.train()
-        assert engine(**batch).item() != engine(**batch).item()
+        assert engine(batch).item() != engine(batch).item()
 
 
 @pytest.mark.parametrize(
@@ -305,8 +306,8 @@ def test_mean_loss_under_dropout_is_that_of_hf(where: dict[str, float]) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         means = {
-            "hf": torch.tensor([reference(**padded).item() for _ in range(n)]),
-            "fast": torch.tensor([engine.train()(**ours).item() for _ in range(n)]),
+            "hf": torch.tensor([reference(padded).item() for _ in range(n)]),
+            "fast": torch.tensor([engine.train()(ours).item() for _ in range(n)]),
         }
     error = float((means["hf"].var() / n + means["fast"].var() / n) ** 0.5)
     assert abs(float(means["hf"].mean() - means["fast"].mean())) < 4 * error
@@ -324,7 +325,7 @@ def test_gradients_under_dropout_match_finite_differences(monkeypatch: pytest.Mo
 
     def loss() -> Tensor:
         torch.manual_seed(5)  # the same masks every time
-        return engine(**batch)
+        return engine(batch)
 
     loss().backward()
     found = gradients(model)
@@ -371,10 +372,10 @@ def test_a_micro_step_of_t5_small_takes_at_most_1500_operations_and_no_sync() ->
     model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=6, d_model=32, num_heads=8, d_kv=4)
     engine = FastEngine(model, torch.bfloat16).train()
     batch = packed([(20, 9), (12, 8)])
-    engine(**batch).backward()  # biases are cached from here on
+    engine(batch).backward()  # biases are cached from here on
     model.zero_grad(set_to_none=True)
     with Operations() as operations:
-        engine(**batch).backward()
+        engine(batch).backward()
     assert not SYNCS & set(operations.names)
     assert operations.names.total() <= 1500, operations.names
 
@@ -401,8 +402,8 @@ def test_hf_still_runs_on_the_engines_weights() -> None:
     engine = FastEngine(model, torch.bfloat16).eval()
     lengths = [(9, 7), (5, 3)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        theirs = PaddedEngine(model)(**collate_padded(examples(lengths), pad_id=0))
-        ours = engine(**packed(lengths))
+        theirs = PaddedEngine(model)(collate_padded(examples(lengths), pad_id=0))
+        ours = engine(packed(lengths))
     assert ours.item() == pytest.approx(theirs.item(), rel=0.02)
 
 
@@ -413,11 +414,11 @@ def test_compiles_without_breaking_the_graph() -> None:
     engine = FastEngine(model, torch.float32).eval()
     batch = packed([(9, 7), (5, 3)])
     with torch.no_grad():
-        expected = engine(**batch).item()
+        expected = engine(batch).item()
     compiled = torch.compile(engine, backend="aot_eager", fullgraph=True)
-    assert compiled(**batch).item() == pytest.approx(expected, rel=1e-6)
+    assert compiled(batch).item() == pytest.approx(expected, rel=1e-6)
     engine.train()
-    compiled(**batch).backward()
+    compiled(batch).backward()
     assert all(torch.isfinite(g).all() for g in gradients(engine).values())
 
 

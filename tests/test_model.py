@@ -279,7 +279,7 @@ def examples(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_shift_right_is_transformers_own(tiny: Tiny) -> None:
     model = base_of(tiny)
-    labels = collate_padded(examples(7), pad_id=0)["labels"]
+    labels = collate_padded(examples(7), pad_id=0).labels
     assert (labels == -100).any()
     theirs = model.prepare_decoder_input_ids_from_labels(labels)
     assert torch.equal(shift_right(labels, start_id=0, pad_id=0), theirs)
@@ -289,16 +289,16 @@ def test_shift_right_is_transformers_own(tiny: Tiny) -> None:
 def test_engine_loss_is_the_models_own_times_the_label_tokens(tiny: Tiny, multiple: int) -> None:
     model = base_of(tiny)
     batch = collate_padded(examples(7), pad_id=0, multiple=multiple)
-    n_tokens = int((batch["labels"] != -100).sum())
+    n_tokens = int((batch.labels != -100).sum())
     with torch.no_grad():
-        ours = PaddedEngine(model)(**batch)
-        theirs = model(**batch).loss * n_tokens
+        ours = PaddedEngine(model)(batch)
+        theirs = model(**batch._asdict()).loss * n_tokens
     assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
 
 
 def test_an_empty_batch_costs_nothing_and_still_has_gradients(tiny: Tiny) -> None:
     engine = PaddedEngine(attach_lora(base_of(tiny), LoraSettings(r=4)))
-    loss = engine(**collate_padded([], pad_id=0))
+    loss = engine(collate_padded([], pad_id=0))
     loss.backward()
     gradients = [w.grad for w in engine.parameters() if w.requires_grad]
     assert loss.item() == 0.0
@@ -309,8 +309,8 @@ def test_padding_does_not_change_the_loss(tiny: Tiny) -> None:
     engine = PaddedEngine(base_of(tiny))
     rows = examples(7)
     with torch.no_grad():
-        together = engine(**collate_padded(rows, pad_id=0, multiple=16))
-        apart = sum(float(engine(**collate_padded([row], pad_id=0))) for row in rows)
+        together = engine(collate_padded(rows, pad_id=0, multiple=16))
+        apart = sum(float(engine(collate_padded([row], pad_id=0))) for row in rows)
     assert float(together) == pytest.approx(apart, rel=1e-6)
 
 

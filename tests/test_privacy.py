@@ -328,8 +328,8 @@ def test_an_unexpected_error_tells_its_types_and_our_places(world: World) -> Non
     told = world.told("foreign error")
     (line,) = [line for line in told.splitlines() if line.startswith("unexpected")]
     assert "KeyError <- ValueError" in line and SHOW_ALL in line
-    assert f"  at train_loop.py:{line_of('loss = forward(**batch)')}, train" in told
-    assert "Traceback" not in told and "forward(**batch)" not in told
+    assert f"  at train_loop.py:{line_of('loss = forward(batch.to(device))')}, train" in told
+    assert "Traceback" not in told and "forward(batch.to(device))" not in told
     status = json.loads((world.runs / "foreign error" / "exit_status.json").read_text())
     assert status["code"] == 1
     assert "unexpected: KeyboardInterrupt" in world.told("Ctrl-C twice")

@@ -8,7 +8,7 @@ import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from model import build_model
-from report2impression.batching.collation import Batch, collate_padded
+from report2impression.batching.collation import collate_padded
 from report2impression.runs.recipe import TrainConfig
 from tests.tiny import Tiny, difference, run_loop, trainable
 
@@ -18,7 +18,7 @@ N_STEPS = 20
 class InOrder:
     """The batches of a plan; the Trainer takes any iterable with a length."""
 
-    def __init__(self, batches: list[Batch]) -> None:
+    def __init__(self, batches: list[dict[str, torch.Tensor]]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class InOrder:
 class PlannedTrainer(Seq2SeqTrainer):
     """Trains on given batches and keeps each loss unrounded (its log has four decimals)."""
 
-    batches: list[Batch]
+    batches: list[dict[str, torch.Tensor]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,7 +46,7 @@ class PlannedTrainer(Seq2SeqTrainer):
         return loss
 
 
-def trainer_for(config: TrainConfig, batches: list[Batch]) -> PlannedTrainer:
+def trainer_for(config: TrainConfig, batches: list[dict[str, torch.Tensor]]) -> PlannedTrainer:
     """The Trainer set up as the recipe says."""
     arguments = Seq2SeqTrainingArguments(
         output_dir=config.output_dir,
@@ -88,7 +88,9 @@ def test_same_losses_rates_and_adapter_as_the_trainer(
     ours = run_loop(config, dataset)
     planned = [step for epoch in (0, 1) for step in config.plan(dataset, epoch, 1)]
     pad_id = int(ours.model.config.pad_token_id)
-    batches = [collate_padded([dataset[i] for i in s.indices], pad_id=pad_id) for s in planned]
+    batches = [
+        collate_padded([dataset[i] for i in s.indices], pad_id=pad_id)._asdict() for s in planned
+    ]
 
     trainer = trainer_for(config, batches)
     assert difference(ours.start, trainable(trainer.model)) == 0.0

@@ -102,7 +102,7 @@ def corpus(n: int, config: BenchConfig, folder: Path) -> Figures:
     collate = collator(packed=True, start_id=0, pad_id=0, device=torch.device("cpu"))
     begin, own, n_read = now(), 0.0, 0
     for number, batch in enumerate(batches(dataset, shards, collate)):
-        n_read += len(batch["source_slots"])
+        n_read += sum(len(grid.slots) for grid in batch.sources)
         if number % 100 == 0:
             own = max(own, memory_mib("RssAnon"))
     found |= {"read_reports_per_s": n_read / (now() - begin), "read_own_mib": own}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from report2impression.engine.batch import Batch, PackedBatch, PaddedBatch, Places
+
 IGNORE_INDEX = -100  # what torch's cross_entropy ignores by default
 GRID_MULTIPLE = 16  # places: whole vectors on a CPU, aligned fused attention on CUDA
 # Packed tokens round up to these: few distinct shapes. oneDNN prepares every new shape of a product
@@ -19,7 +21,6 @@ TOKEN_MULTIPLE = {"cpu": 16, "cuda": 128}
 # than SHORT tokens (a further grid costs about 2 ms a step).
 SHRUNK, SHORT = 0.75, 128
 
-Batch = dict[str, torch.Tensor]
 Example = tuple[NDArray[np.int32], NDArray[np.int32]]  # source ids (S,), label ids (T,)
 Collate = Callable[[Sequence[Example]], Batch]
 
@@ -35,8 +36,8 @@ def collator(*, packed: bool, start_id: int, pad_id: int, device: torch.device) 
     return partial(collate_padded, pad_id=pad_id, multiple=GRID_MULTIPLE if cuda else 1)
 
 
-def collate_padded(examples: Sequence[Example], *, pad_id: int, multiple: int = 1) -> Batch:
-    """Pad to the longest: input_ids (B, S), attention_mask (B, S), labels (B, T) with IGNORE_INDEX.
+def collate_padded(examples: Sequence[Example], *, pad_id: int, multiple: int = 1) -> PaddedBatch:
+    """Pad to the longest: labels with IGNORE_INDEX.
 
     `multiple` rounds S and T up (16 on CUDA keeps fused attention aligned). No examples at all give
     a batch of one padding token and no label: a rank without a share of a short step still takes
@@ -46,9 +47,8 @@ def collate_padded(examples: Sequence[Example], *, pad_id: int, multiple: int = 
         examples = [(np.array([pad_id], dtype=np.int32), np.array([IGNORE_INDEX], dtype=np.int32))]
     input_ids = _pad([source for source, _ in examples], pad_id, multiple)
     labels = _pad([target for _, target in examples], IGNORE_INDEX, multiple)
-    lengths = torch.tensor([len(source) for source, _ in examples])
-    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    attention_mask = _keys([source for source, _ in examples], input_ids.shape[1]).long()
+    return PaddedBatch(input_ids, attention_mask, labels)
 
 
 def _pad(rows: Sequence[NDArray[np.int32]], value: int, multiple: int) -> torch.Tensor:
@@ -66,40 +66,42 @@ def collate_packed(
     pad_id: int,
     multiple: int = 1,
     cut: bool = False,
-) -> Batch:
+) -> PackedBatch:
     """Tokens without padding, and where they stand in padded grids (for attention alone).
 
-    source_ids (N,), source_rows (N,) = b * S + s, source_slots (B, S) = the token in each place (0
-    in padding), source_keys (B, S) = is it a token; decoder_ids, labels and target_rows (M,),
-    target_slots (B, T). `multiple` rounds N and M up with tokens that nobody looks at. No examples
-    at all give one padding token and no label, as in `collate_padded`.
-
-    `cut` puts long to short, in grids of like lengths: rows, slots and keys of the second one are
-    named `source_rows_1` and so on, and count tokens and places from that grid's first.
+    `multiple` rounds N and M up with tokens that nobody looks at. No examples at all give one
+    padding token and no label, as in `collate_padded`. `cut` puts long to short, in grids of like
+    lengths.
     """
     if not examples:
         examples = [(np.array([pad_id], dtype=np.int32), np.array([IGNORE_INDEX], dtype=np.int32))]
     segments = _segments(examples) if cut else [examples]
-    examples = [example for segment in segments for example in segment]
-    sources, labels = [source for source, _ in examples], [target for _, target in examples]
+    sources = [[source for source, _ in segment] for segment in segments]
+    labels = [[target for _, target in segment] for segment in segments]
     start = np.array([start_id], dtype=np.int32)
-    shifted = [np.concatenate([start, row[:-1]]) for row in labels]
-    packed: dict[str, NDArray] = {
-        "source_ids": _packed(sources, pad_id, multiple),
-        "decoder_ids": _packed(shifted, pad_id, multiple),
-        "labels": _packed(labels, IGNORE_INDEX, multiple),
-    }
-    for i, segment in enumerate(segments):
-        name = f"_{i}" if i else ""
-        for side, rows in zip(("source", "target"), zip(*segment, strict=True), strict=True):
-            is_last = segment is segments[-1]  # it holds the tokens that round up
-            n_all = sum(len(row) for row in (sources if side == "source" else labels))
-            packed[f"{side}_rows{name}"], slots = _places(rows, is_last * (-n_all % multiple))
-            packed[f"{side}_slots{name}"] = slots
-        lengths = np.array([len(source) for source, _ in segment])
-        width = packed[f"source_slots{name}"].shape[1]
-        packed[f"source_keys{name}"] = np.arange(width) < lengths[:, None]
-    return {name: torch.from_numpy(array) for name, array in packed.items()}
+    shifted = [[np.concatenate([start, row[:-1]]) for row in rows] for rows in labels]
+    grids = _grids(sources, multiple)
+    return PackedBatch(
+        source_ids=_packed(sources, pad_id, multiple),
+        decoder_ids=_packed(shifted, pad_id, multiple),
+        labels=_packed(labels, IGNORE_INDEX, multiple),
+        sources=grids,
+        targets=_grids(labels, multiple),
+        keys=[_keys(rows, grid.slots.shape[1]) for rows, grid in zip(sources, grids, strict=True)],
+    )
+
+
+def _keys(rows: Sequence[NDArray], width: int) -> torch.Tensor:
+    """(B, S) bool: which places hold a token."""
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.arange(width) < lengths[:, None]
+
+
+def _grids(segments: Sequence[Sequence[NDArray]], multiple: int) -> list[Places]:
+    """One for each segment; the last one holds the tokens that round up."""
+    n_extra = -sum(len(row) for rows in segments for row in rows) % multiple
+    extras = [0] * (len(segments) - 1) + [n_extra]
+    return [_places(rows, extra) for rows, extra in zip(segments, extras, strict=True)]
 
 
 def _segments(examples: Sequence[Example]) -> list[list[Example]]:
@@ -114,16 +116,14 @@ def _segments(examples: Sequence[Example]) -> list[list[Example]]:
     return segments
 
 
-def _packed(rows: Sequence[NDArray], value: int, multiple: int) -> NDArray[np.int64]:
-    joined = np.concatenate(rows).astype(np.int64)
-    return np.pad(joined, (0, -len(joined) % multiple), constant_values=value)
+def _packed(segments: Sequence[Sequence[NDArray]], value: int, multiple: int) -> torch.Tensor:
+    joined = np.concatenate([row for rows in segments for row in rows]).astype(np.int64)
+    return torch.from_numpy(np.pad(joined, (0, -len(joined) % multiple), constant_values=value))
 
 
-def _places(rows: Sequence[NDArray], n_extra: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(place of each token, token of each place) for a grid of GRID_MULTIPLE columns or more.
-
-    n_extra tokens that round the number up all stand in one place of padding.
-    """
+def _places(rows: Sequence[NDArray], n_extra: int) -> Places:
+    """Of a grid of GRID_MULTIPLE columns or more; n_extra tokens that round the number up all stand
+    in one place of padding."""
     lengths = np.array([len(row) for row in rows])
     width = -(-int(lengths.max()) // GRID_MULTIPLE) * GRID_MULTIPLE
     if n_extra and width * len(rows) == lengths.sum():
@@ -132,4 +132,5 @@ def _places(rows: Sequence[NDArray], n_extra: int) -> tuple[NDArray[np.int64], N
     slots = np.zeros(taken.shape, dtype=np.int64)
     slots[taken] = np.arange(lengths.sum())
     spare = np.flatnonzero(~taken)[:1].repeat(n_extra)
-    return np.concatenate([np.flatnonzero(taken), spare]), slots
+    rows_of_tokens = np.concatenate([np.flatnonzero(taken), spare])
+    return Places(torch.from_numpy(rows_of_tokens), torch.from_numpy(slots))

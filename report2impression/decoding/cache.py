@@ -95,12 +95,8 @@ class Decoder:
             start_id=self.config.decoder_start_token_id,
             pad_id=self.config.pad_token_id,
             multiple=multiple,
-        )
-        ids, rows, slots, keys = (
-            batch[f"source_{name}"].to(self.device, non_blocking=True)
-            for name in ("ids", "rows", "slots", "keys")
-        )
-        grid = Grid(rows, slots, self.n_heads)
+        ).to(self.device)
+        ids, keys, grid = batch.source_ids, batch.keys[0], Grid(*batch.sources[0], self.n_heads)
         padding = torch.zeros(keys.shape, device=self.device).masked_fill_(~keys, float("-inf"))
         bias = self.encoder.position_bias(grid.shape[1]) + padding.to(self.dtype)[:, None, None, :]
         states = self.encoder(self._step, self.embedding[ids], [grid], [bias.flatten(0, 1)])

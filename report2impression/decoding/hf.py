@@ -36,11 +36,12 @@ def _generate_hf(
     """One padded batch through HF `generate`: ids up to and without end-of-sequence, scores."""
     settings = model.config
     no_labels = [sources[0][:0]] * len(sources)
-    batch = collate_padded(list(zip(sources, no_labels, strict=True)), pad_id=settings.pad_token_id)
+    examples = list(zip(sources, no_labels, strict=True))
+    batch = collate_padded(examples, pad_id=settings.pad_token_id).to(model.device)
     beams = search.num_beams > 1
     found = model.generate(
-        input_ids=batch["input_ids"].to(model.device),
-        attention_mask=batch["attention_mask"].to(model.device),
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
         max_new_tokens=search.max_new_tokens,
         min_new_tokens=search.min_new_tokens or None,
         num_beams=search.num_beams,

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from report2impression.engine.adapter import Pairs, Step
 from report2impression.engine.attention import Grid
+from report2impression.engine.batch import PackedBatch
 from report2impression.engine.blocks import Block, Memory, Stack
-from report2impression.engine.ops import (
-    Dropout,
-    summed_cross_entropy,
-)
+from report2impression.engine.ops import Dropout, summed_cross_entropy
 
 
 class FastEngine(nn.Module):
@@ -54,33 +52,31 @@ class FastEngine(nn.Module):
         if tied:
             base.lm_head.weight, self.vocabulary = base.shared.weight, self.embedding
 
-    def forward(
-        self, source_ids: Tensor, decoder_ids: Tensor, labels: Tensor, **places: Tensor
-    ) -> Tensor:
-        """(N,) (M,) (M,), and where the tokens stand in grids for attention -> cross-entropy summed
-        over the label tokens, fp32 scalar. `collation.collate_packed` makes these."""
-        with torch.autocast(source_ids.device.type, enabled=False):
-            step = self._step(source_ids.device)
-            heads = self.config.num_heads
-            source, target = (grids_of(places, side, heads) for side in ("source", "target"))
-            paddings = [self._padding(keys) for keys in numbered(places, "source_keys")]
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Cross-entropy summed over the label tokens, fp32 scalar."""
+        device, heads = batch.source_ids.device, self.config.num_heads
+        with torch.autocast(device.type, enabled=False):
+            step = self._step(device)
+            source = [Grid(*places, heads) for places in batch.sources]
+            target = [Grid(*places, heads) for places in batch.targets]
+            paddings = [self._padding(keys) for keys in batch.keys]
 
             # What is added to the scores, (B * H, T or 1, S), once for all blocks of a stack.
             biases = [
                 (self.encoder.position_bias(grid.shape[1]) + padding).flatten(0, 1)
                 for grid, padding in zip(source, paddings, strict=True)
             ]
-            states = self.encoder(step, self.embedding[source_ids], source, biases)
+            states = self.encoder(step, self.embedding[batch.source_ids], source, biases)
             paddings = [padding.expand(-1, heads, -1, -1).flatten(0, 1) for padding in paddings]
             biases = [
                 self.decoder.position_bias(length).expand(n, -1, -1, -1).flatten(0, 1)
                 for n, length in (grid.shape for grid in target)
             ]
             memory = Memory(states, source, paddings)
-            hidden = self.decoder(step, self.embedding[decoder_ids], target, biases, memory)
+            hidden = self.decoder(step, self.embedding[batch.decoder_ids], target, biases, memory)
             if self.config.scale_decoder_outputs:
                 hidden = hidden * self.config.d_model**-0.5
-            return summed_cross_entropy(hidden, self.vocabulary, labels)
+            return summed_cross_entropy(hidden, self.vocabulary, batch.labels)
 
     def _padding(self, keys: Tensor) -> Tensor:
         """(B, S) -> (B, 1, 1, S), -inf where there is no token."""
@@ -103,21 +99,3 @@ def _freeze(dtype: torch.dtype, *modules: nn.Module) -> Tensor:
     for module in modules:
         module.weight = nn.Parameter(weight, requires_grad=False)
     return weight
-
-
-def numbered(places: dict[str, Tensor], name: str) -> list[Tensor]:
-    """The tensors that `collation.collate_packed` calls name, name_1, name_2, ..."""
-    found = [name, *(f"{name}_{i}" for i in range(1, len(places)))]
-    return [places[key] for key in found if key in places]
-
-
-def grids_of(places: dict[str, Tensor], side: str, n_heads: int) -> list[Grid]:
-    """Of the source or the target."""
-    rows, slots = numbered(places, f"{side}_rows"), numbered(places, f"{side}_slots")
-    return [Grid(*grid, n_heads) for grid in zip(rows, slots, strict=True)]
-
-
-# --- the adapter ----------------------------------------------------------------------------------
-
-
-# --- the model ------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from report2impression.batching.collation import Batch
 from report2impression.batching.plan import Step
+from report2impression.engine.batch import Batch
 from report2impression.program.errors import ConfigError
 
 CPU_IS_FULL = "can't allocate memory"  # torch has no class of its own for it
@@ -37,8 +37,7 @@ class GradientSum:
         """Let a batch without labels pass: after its first backward DDP orders its buckets anew,
         and from three ranks on their order decides bits. A run that goes on must begin alike."""
         if self.accelerator.num_processes > 2:
-            tensors = {name: t.to(self.accelerator.device) for name, t in batch.items()}
-            self.forward(**tensors).backward()
+            self.forward(batch.to(self.accelerator.device)).backward()
             self.forward.zero_grad(set_to_none=True)
 
     @contextmanager

@@ -52,12 +52,8 @@ def validation_loss(
     plan = plan_evaluation(dataset.source_lengths, dataset.target_lengths, batch_size=batch_size)
     mine = range(rank, len(plan), n_ranks)
     loader = batches(dataset, [plan[i] for i in mine], collate, pin_memory=device.type == "cuda")
-    sums = []
     with evaluating(engine), autocast(device, precision):
-        for batch in loader:
-            sums.append(
-                engine(**{name: t.to(device, non_blocking=True) for name, t in batch.items()})
-            )
+        sums = [engine(batch.to(device)) for batch in loader]
     read = torch.stack(sums).double().tolist() if sums else []  # one wait for the device in all
     own = list(zip(mine, read, strict=True))
     gathered = dict(gather_object(own) if n_ranks > 1 else own)
