@@ -129,10 +129,8 @@ def train(
 def main(argv: list[str] | None = None) -> None:
     config = training_settings(argv)
     with open_run(config) as run:
-        accelerator, tokenizer = (
-            run.accelerator,
-            load_tokenizer(config.model.path, config.model.revision),
-        )
+        accelerator = run.accelerator
+        tokenizer = load_tokenizer(config.model.path, config.model.revision)
         model = build_model(config, run.device)
         training, validation, data = read_data(config, tokenizer, accelerator)
         digests = {"tokenizer": tokenizer_digest(tokenizer), "base": base_digest(model)}

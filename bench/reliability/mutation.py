@@ -1,7 +1,7 @@
 """How many small changes of the code do the tests notice?
 
     python -m bench.reliability.mutation     all mutants of all targets
-    python -m bench.reliability.mutation --target plan.py --first 0 --last 50 --output RESULTS.jsonl
+    python -m bench.reliability.mutation --target FILE --first 0 --last 50 --output RESULTS.jsonl
     python -m bench.reliability.mutation --report RESULTS.jsonl    score and survivors of such parts
 
 mutmut makes the mutants (one changed operator, number, name, argument or string each). One process
@@ -31,9 +31,9 @@ from bench.reliability.disk_faults import ended, start
 from report2impression.program.config import parse
 
 TESTS = {
-    "plan.py": ["tests/test_plan.py"],
-    "durable.py": ["tests/test_checkpoint.py"],
-    "checkpoint.py": ["tests/test_training_state.py"],
+    "report2impression/batching/plan.py": ["tests/test_plan.py"],
+    "report2impression/runs/durable.py": ["tests/test_checkpoint.py"],
+    "report2impression/runs/checkpoint.py": ["tests/test_training_state.py"],
 }
 LIMIT = 60.0  # seconds of one mutant's tests
 
@@ -94,7 +94,7 @@ def functions(space: dict[str, Any]) -> Iterator[tuple[str, types.FunctionType]]
 def install(target: str, code: str) -> None:
     """Give the target's functions the code that they have in this text: every reference to them
     counts, wherever it was imported."""
-    module = import_module(Path(target).stem)
+    module = import_module(target.removesuffix(".py").replace("/", "."))
     space: dict[str, Any] = {"__name__": module.__name__, "__file__": target}
     sys.modules[module.__name__] = types.ModuleType(module.__name__)  # dataclasses look it up
     exec(compile(code, target, "exec"), space)
