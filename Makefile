@@ -2,7 +2,7 @@
 # make install    only set up .venv
 # make test       the same .venv with the dev extras: lint, types, fast tests
 # make test-slow  the tests that take minutes
-# make coverage   fails where checkpoint.py, durable.py or plan.py has a branch that no test takes
+# make coverage   fails where a branch of runs/{checkpoint,durable}.py or batching/plan.py has no test
 # make mutation   small changes of the same files that no test notices (an hour)
 PYTHON ?= python3
 BIN := .venv/bin

@@ -107,7 +107,7 @@ def test_the_code_for_an_adapter_gives_the_loss_of_the_model(
     check(libraries, card, tmp_path / "adapter", model, load_tokenizer(str(tiny.talkative)))
 
     readme = (ROOT / "README.md").read_text()
-    use = readme.partition("## Use the adapter")[2].replace("BASE", repr(str(tiny.talkative)))
+    use = readme.partition("\n## Use\n")[2].replace("BASE", repr(str(tiny.talkative)))
     code = code_of(use.replace('"RUN/adapter"', "FOLDER"), tmp_path / "adapter")
     fresh = libraries.run("-c", code)
     assert fresh.code == 0, fresh.stderr

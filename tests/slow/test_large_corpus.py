@@ -1,5 +1,5 @@
-"""A corpus of a million reports stays within the memory that the README states; each measurement
-is a process of its own."""
+"""A corpus of a million reports stays within the memory that docs/data.md states; each
+measurement is a process of its own."""
 
 import json
 
