@@ -5,6 +5,7 @@ Raises ConfigError in one line wherever transformers would trace back or make so
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,13 @@ import httpx2  # of huggingface_hub: its connection errors have no other base
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -193,6 +200,13 @@ def _check_targets(
             )
 
 
+def with_adapter(base: T5ForConditionalGeneration, config: LoraConfig) -> PeftModel:
+    """The base with fresh LoRA pairs. PEFT asks it for a property that transformers deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(base, config)
+
+
 def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftModel:
     """The base with a saved adapter on it, in evaluation mode; no file of it is opened by PEFT.
 
@@ -202,7 +216,7 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     config = adapter_files.read_settings(folder)
     _check_targets(base, sorted(config.target_modules), str(folder / adapter_files.CONFIG))
     with _one_line_errors("adapter", str(folder)):
-        model = get_peft_model(base, config).eval()
+        model = with_adapter(base, config).eval()
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     try:
         weights = adapter_files.read_weights(folder, wanted)
