@@ -36,7 +36,7 @@ from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.program.errors import DataError
 from report2impression.program.process import Aside, keep_freed_memory
 from report2impression.reading.options import DataConfig, SourceConfig
-from report2impression.reading.pairs import Pair, has_split
+from report2impression.reading.pairs import Pair, Split, has_split
 from report2impression.reading.sources import read_pairs, sample_indices, tell_skipped
 from report2impression.reporting.results import (
     LABELS,
@@ -88,12 +88,9 @@ class Sample:
 
 
 def sample(
-    config: EvalConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, rank: int = 0
+    config: EvalConfig, data: DataConfig, test: Split, tokenizer: PreTrainedTokenizerBase
 ) -> Sample:
     """N test reports, written as in training. DataError if the tokenizer knows too little."""
-    test = read_pairs(data, "test")
-    if rank == 0:
-        tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
     pairs = [test.pairs[i] for i in sample_indices(len(test.pairs), config.n, config.seed)]
     spelling = Spelling(tokenizer) if data.normalise == "ascii" else None
     pairs = [spelling.pair(pair) for pair in pairs] if spelling is not None else pairs
@@ -127,8 +124,11 @@ def generate_both(
 ) -> Generated:
     """Outputs of base and adapter on the sampled test reports, the same on every rank."""
     data, base_config = sources_of(config, trained)
+    test = read_pairs(data, "test")
+    if rank == 0:
+        tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
     tokenizer = load_tokenizer(base_config.path, base_config.revision)
-    reports = sample(config, data, tokenizer, rank)
+    reports = sample(config, data, test, tokenizer)
     base = load_base(base_config).to(device)
     provenance = {"base": base_config.path, "base_sha256": _weights_sha256(base)}
     outputs: dict[str, list[Output]] = {}

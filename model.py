@@ -13,7 +13,6 @@ from peft import (
     LoraConfig,
     PeftModel,
     TaskType,
-    get_peft_model,
 )
 from torch import Tensor, nn
 from transformers import (
@@ -23,10 +22,10 @@ from transformers import (
 from report2impression.batching.collation import Collate, collator
 from report2impression.engine.batch import PaddedBatch
 from report2impression.engine.fast import FastEngine
-from report2impression.engine.models import T5Model, why_not
+from report2impression.engine.models import T5Model, why_not_train
 from report2impression.engine.precision import DTYPES, resolve_precision
 from report2impression.runs.recipe import TrainConfig
-from report2impression.weights.loading import _check_targets, load_base
+from report2impression.weights.loading import _check_targets, load_base, with_adapter
 from report2impression.weights.options import LoraSettings
 
 
@@ -47,7 +46,7 @@ def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> Pef
         bias="none",
         task_type=TaskType.SEQ_2_SEQ_LM,
     )
-    return get_peft_model(base, config)
+    return with_adapter(base, config)
 
 
 class PaddedEngine(nn.Module):
@@ -93,7 +92,7 @@ def build_model(config: TrainConfig, device: torch.device) -> T5Model:
         device=device,
     )
     if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     model = attach_lora(base, config.lora) if config.tuning == "lora" else base
     return model.to(device)
 
@@ -103,7 +102,7 @@ def build_engine(
 ) -> tuple[nn.Module, Collate, str]:
     """(the forward, the collation it takes, what it is and why): the fast engine wherever it covers
     the model."""
-    reason = "asked for" if config.engine == "hf" else why_not(model)
+    reason = "asked for" if config.engine == "hf" else why_not_train(model)
     if reason is None:
         dtype = DTYPES[resolve_precision(config.precision, device)]
         engine: nn.Module = FastEngine(model, dtype)

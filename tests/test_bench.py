@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def test_flops_are_those_that_torch_counts(gated: bool) -> None:
 
 
 def test_an_even_sample_stands_for_all(tiny: Tiny, tmp_path: Path) -> None:
-    dataset = tiny.training_data(tiny.recipe(tmp_path))
+    config = tiny.recipe(tmp_path)
+    whole = replace(config.data, max_source_tokens=512, max_target_tokens=256)
+    dataset = tiny.training_data(replace(config, data=whole))
     everything = [np.arange(i, i + 3) for i in range(0, 57, 3)]
     assert {b[0] for b in evenly(everything, dataset, 19)} == {b[0] for b in everything}
     chosen = evenly(everything, dataset, 5)

@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import nn
 
 from report2impression.program.errors import PreemptedError, ResumeError, StorageError
-from report2impression.runs import checkpoint, durable
+from report2impression.runs import checkpoint, durable, processes
 from report2impression.runs.checkpoint import (
     SAVE,
     STOP,
@@ -353,19 +353,19 @@ def test_what_rank_0_finds_holds_for_all(monkeypatch: pytest.MonkeyPatch, is_mai
     class Two:
         is_main_process, num_processes = is_main, 2
 
-    monkeypatch.setattr(checkpoint, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(processes, "broadcast_object_list", broadcast)
     of_rank_0[:] = [7, None]
-    assert checkpoint.on_rank_0(Two(), lambda: 7) == 7
+    assert processes.on_rank_0(Two(), lambda: 7) == 7
     of_rank_0[:] = [None, ResumeError("changed")]
 
     def refuses() -> None:
         raise ResumeError("changed")
 
     with pytest.raises(ResumeError, match="changed"):
-        checkpoint.on_rank_0(Two(), refuses)
+        processes.on_rank_0(Two(), refuses)
     assert calls == [2, 2]
     Two.num_processes, Two.is_main_process = 1, True
-    assert checkpoint.on_rank_0(Two(), lambda: 7) == 7 and calls == [2, 2]
+    assert processes.on_rank_0(Two(), lambda: 7) == 7 and calls == [2, 2]
 
 
 def test_numbers_in_the_optimizer_state_go_on(tmp_path: Path) -> None:

@@ -20,16 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
-from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from torch import Tensor
 
 from report2impression.batching.collation import GRID_MULTIPLE, TOKEN_MULTIPLE, collate_packed
+from report2impression.decoding.special import special_ids
 from report2impression.decoding.vocabulary import Vocabulary
 from report2impression.engine.adapter import Step
 from report2impression.engine.attention import Grid, pad
 from report2impression.engine.blocks import Block, MergedGroup, Stack
-from report2impression.engine.models import linears
+from report2impression.engine.models import T5Model
 from report2impression.engine.ops import Dropout, add_norm
 from report2impression.engine.precision import cpu_multiplies_bf16
 
@@ -39,28 +38,12 @@ NARROWER = 0.75  # of the width: only then it pays to copy what is kept
 ENCODED_TOGETHER = 64  # reports; more would only take memory
 
 
-def why_not(model: nn.Module) -> str | None:
-    """Why this decoder does not cover a model; none if it does."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, T5ForConditionalGeneration):
-        return "it is not a T5"
-    if type(base.lm_head) is not nn.Linear or type(base.shared) is not nn.Embedding:
-        return "its vocabulary is adapted"
-    for layer in linears(base):
-        plain = layer.get_base_layer() if isinstance(layer, LoraLinear) else layer
-        if type(plain) is not nn.Linear or plain.bias is not None:
-            return f"one of its linear layers is a {type(plain).__name__}"
-        if isinstance(layer, LoraLinear) and any(layer.use_dora.values()):
-            return "its adapter is more than LoRA pairs (DoRA)"
-    return None
-
-
 class Decoder:
     """The weights for decoding in `dtype`, a copy of its own: the model stays as it is."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: T5Model, dtype: torch.dtype) -> None:
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.config = base.config
+        self.special = special_ids(model)
         self.dtype, self.device = dtype, base.shared.weight.device
         with torch.no_grad():
             blocks = [
@@ -92,8 +75,8 @@ class Decoder:
         multiple = TOKEN_MULTIPLE[self.device.type]
         batch = collate_packed(
             [(source, source[:1]) for source in sources],
-            start_id=self.config.decoder_start_token_id,
-            pad_id=self.config.pad_token_id,
+            start_id=self.special.start,
+            pad_id=self.special.pad,
             multiple=multiple,
         ).to(self.device)
         ids, keys, grid = batch.source_ids, batch.keys[0], Grid(*batch.sources[0], self.n_heads)

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from report2impression.batching.tokens import Tokens
 from report2impression.decoding.options import SearchConfig
+from report2impression.decoding.search import until
+from report2impression.decoding.special import no_wishes, special_ids
 from report2impression.engine.models import T5Model
 from report2impression.program.errors import ConfigError
 
@@ -42,7 +44,7 @@ class Converted:
     """A model as CTranslate2 holds it."""
 
     def __init__(self, model: T5Model, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.special = tokenizer, special_ids(model)
         with tempfile.TemporaryDirectory() as folder:
             self.translator = _translator(model, tokenizer, Path(folder), COMPUTE_TYPES[precision])
 
@@ -61,11 +63,11 @@ class Converted:
             length_penalty=search.length_penalty,
             no_repeat_ngram_size=search.no_repeat_ngram,
             return_scores=search.num_beams > 1,
+            end_token=list(self.special.ends),
         )
         for index, result in zip(order, found, strict=True):
             ids = self.tokenizer.convert_tokens_to_ids(result.hypotheses[0])
-            ids = [token for token in ids if token != self.tokenizer.pad_token_id]
-            yield index, ids, result.scores[0] if result.scores else None
+            yield index, until(ids, self.special), result.scores[0] if result.scores else None
 
 
 def _translator(
@@ -85,7 +87,8 @@ def _translator(
         # Its converter takes the one for the other.
         raise ConfigError("engine = ctranslate2 does not fit this T5's output head: use torch")
     # Its T5 has end-of-sequence in every source, as ours have.
-    model.save_pretrained(str(folder / "hf"))
+    with no_wishes(model):
+        model.save_pretrained(str(folder / "hf"))
     tokenizer.save_pretrained(str(folder / "hf"))
     try:
         TransformersConverter(str(folder / "hf")).convert(str(folder / "ct2"))

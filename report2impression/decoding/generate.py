@@ -15,11 +15,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from report2impression.batching.tokens import Tokens
-from report2impression.decoding.cache import Decoder, why_not
+from report2impression.decoding.cache import Decoder
 from report2impression.decoding.hf import decode_hf
 from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.decoding.places import decode
-from report2impression.engine.models import T5Model
+from report2impression.decoding.special import tell_ignored
+from report2impression.engine.models import T5Model, why_not
 from report2impression.engine.precision import DTYPES
 
 UNKNOWN = "▁⁇▁"  # as SentencePiece decodes its unknown piece: " ⁇ "
@@ -39,6 +40,8 @@ def generate(
 
     `progress` names the bar that rank 0 shows; none = no bar. `tokenizer`: ctranslate2 only.
     """
+    if rank == 0:
+        tell_ignored(model, config)
     groups = list(alike(source, longest_first(source)).values())[rank::n_ranks]
     order = [report for group in groups for report in group]
     bar = tqdm(
@@ -119,12 +122,6 @@ def _stream(
     if why_not(model):
         return decode_hf(model, source, order, config)
     return decode(Decoder(model, DTYPES[config.precision]), source, order, config)
-
-
-# --- engine = "torch" -----------------------------------------------------------------------------
-
-
-# --- engine = "hf" --------------------------------------------------------------------------------
 
 
 def to_text(tokenizer: PreTrainedTokenizerBase, outputs: Sequence[Sequence[int]]) -> list[str]:

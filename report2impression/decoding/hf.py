@@ -10,6 +10,8 @@ import torch
 from report2impression.batching.collation import collate_padded
 from report2impression.batching.tokens import Tokens
 from report2impression.decoding.options import DecodingConfig, Output, SearchConfig
+from report2impression.decoding.search import until
+from report2impression.decoding.special import no_wishes, special_ids
 from report2impression.engine.models import T5Model, evaluating
 from report2impression.engine.precision import DTYPES
 
@@ -34,32 +36,24 @@ def _generate_hf(
     model: Any, sources: Sequence[Any], search: SearchConfig
 ) -> list[tuple[list[int], float | None]]:
     """One padded batch through HF `generate`: ids up to and without end-of-sequence, scores."""
-    settings = model.config
+    special, beams = special_ids(model), search.num_beams > 1
     no_labels = [sources[0][:0]] * len(sources)
     examples = list(zip(sources, no_labels, strict=True))
-    batch = collate_padded(examples, pad_id=settings.pad_token_id).to(model.device)
-    beams = search.num_beams > 1
-    found = model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        max_new_tokens=search.max_new_tokens,
-        min_new_tokens=search.min_new_tokens or None,
-        num_beams=search.num_beams,
-        no_repeat_ngram_size=search.no_repeat_ngram or None,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_scores=beams,
-        **({"length_penalty": search.length_penalty} if beams else {}),
-    )
+    batch = collate_padded(examples, pad_id=special.pad).to(model.device)
+    with no_wishes(model) as base:
+        found = base.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=search.max_new_tokens,
+            min_new_tokens=search.min_new_tokens or None,
+            num_beams=search.num_beams,
+            no_repeat_ngram_size=search.no_repeat_ngram or None,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=beams,
+            **({"length_penalty": search.length_penalty} if beams else {}),
+        )
     # Column 0 is the decoder's start token.
-    rows = [
-        _until(row, settings.eos_token_id, settings.pad_token_id)
-        for row in found.sequences[:, 1:].tolist()
-    ]
+    rows = [until(row, special) for row in found.sequences[:, 1:].tolist()]
     scores = found.sequences_scores.tolist() if beams else [None] * len(rows)
     return list(zip(rows, scores, strict=True))
-
-
-def _until(row: list[int], eos_id: int, pad_id: int) -> list[int]:
-    end = row.index(eos_id) if eos_id in row else len(row)
-    return [token for token in row[:end] if token != pad_id]

@@ -1,4 +1,10 @@
-"""Settings of decoding, and what it gives back; loads neither torch nor transformers."""
+"""Settings of decoding, and what it gives back; loads neither torch nor transformers.
+
+They are all there is. A base may bring a generation_config.json, and old ones keep such settings in
+config.json: of these every engine takes the ids that end an output (one or a list), and no other
+wish. Forced, suppressed or bad tokens, penalties, least lengths, sampling, another number of beams:
+what differs from the settings of the run is named in one line before decoding, and ignored.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

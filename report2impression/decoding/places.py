@@ -38,10 +38,7 @@ class _Run:
         places = -(-len(self.waiting) // n_runs)  # where all end together, no small batch is left
         lengths = [self._length(index) for index in reversed(self.waiting[-places:])]
         self.cache = Cache(decoder, lengths, config.num_beams, columns)
-        settings = decoder.config
-        self.search = make_search(
-            config, places, columns, settings.eos_token_id, settings.pad_token_id, decoder.device
-        )
+        self.search = make_search(config, places, columns, decoder.special, decoder.device)
         self.reports = [-1] * places
         self.ids = torch.empty(0)
         self._fill(list(range(places)))
@@ -60,7 +57,7 @@ class _Run:
         places = self._indices(free)
         self.search.begin(places)
         width = self.config.num_beams
-        start = self.decoder.config.decoder_start_token_id
+        start = self.decoder.special.start
         if len(free) == len(self.reports):
             self.ids = torch.full((len(free) * width,), start, device=self.decoder.device)
         self.ids.view(-1, width)[places] = start

@@ -11,10 +11,12 @@ P places, W beams, V vocabulary, C columns.
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from report2impression.decoding.options import SearchConfig
-from report2impression.decoding.vocabulary import Vocabulary, largest
+from report2impression.decoding.special import Special
+from report2impression.decoding.vocabulary import Vocabulary, forbid, largest
 
 Device = torch.device
 
@@ -53,10 +55,10 @@ class Search(Protocol):
 
 
 def make_search(
-    config: SearchConfig, places: int, columns: int, eos_id: int, pad_id: int, device: torch.device
+    config: SearchConfig, places: int, columns: int, special: Special, device: torch.device
 ) -> Search:
     kind = Greedy if config.num_beams == 1 else Beams
-    return kind(config, places, columns, eos_id, pad_id, device)
+    return kind(config, places, columns, special, device)
 
 
 class _State:
@@ -64,9 +66,10 @@ class _State:
 
     state: dict[str, Tensor]  # each has P as its first dimension
     by_column = ("tokens", "best")  # and these have C as their last
-    config: SearchConfig
-    eos: int
-    pad: int
+
+    def __init__(self, config: SearchConfig, special: Special, device: torch.device) -> None:
+        self.config, self.special, self.pad = config, special, special.pad
+        self.ends = torch.tensor(special.ends, device=device)
 
     def keep(self, places: Tensor) -> None:
         self.state = {name: tensor[places] for name, tensor in self.state.items()}
@@ -84,7 +87,31 @@ class _State:
     def _cut(self, tokens: Tensor, first: Tensor) -> list[list[int]]:
         """Rows (n, C) of the buffer -> ids of each, from its first column on."""
         limit, rows = self.config.max_new_tokens, zip(tokens.tolist(), first.tolist(), strict=True)
-        return [_until(row[start : start + limit], self.eos, self.pad) for row, start in rows]
+        return [until(row[start : start + limit], self.special) for row, start in rows]
+
+    def _restrict(self, scores: Tensor, tokens: Tensor, age: Tensor, column: int) -> Tensor:
+        """Scores (P * W, V) with what may not come next at -inf; changed in place.
+
+        tokens (P, W, C) are the buffer, of which `age` (P,) columns before `column` are written.
+        """
+        width, config = tokens.shape[1], self.config
+        if config.min_new_tokens:
+            forbid(scores, (age < config.min_new_tokens).repeat_interleave(width), self.ends)
+        n = config.no_repeat_ngram
+        if n and column + 1 >= n:
+            # The start token is part of the first n-gram: it stands before what was written.
+            begun = (column - age).repeat_interleave(width)[:, None]
+            past = F.pad(tokens[..., :column].flatten(0, 1), (1, 0))  # (R, column + 1)
+            past.scatter_(1, begun, self.special.start)
+            grams = past.unfold(1, n, 1)  # (R, column - n + 2, n)
+            last = past[:, column - n + 2 :]
+            repeats = (grams[..., : n - 1] == last[:, None]).all(-1)
+            places = torch.arange(repeats.shape[1], device=past.device)
+            repeats &= places >= begun
+            repeats &= (age >= n - 1).repeat_interleave(width)[:, None]
+            rows, where = repeats.nonzero(as_tuple=True)  # waits for the device
+            scores[rows, grams[rows, where, n - 1]] = float("-inf")
+        return scores
 
 
 class Greedy(_State):
@@ -97,13 +124,12 @@ class Greedy(_State):
         config: SearchConfig,
         places: int,
         columns: int,
-        eos: int,
-        pad: int,
+        special: Special,
         device: torch.device,
     ) -> None:
-        self.config, self.eos, self.pad = config, eos, pad
+        super().__init__(config, special, device)
         self.state = {
-            "tokens": torch.full((places, columns), pad, device=device),
+            "tokens": torch.full((places, columns), self.pad, device=device),
             "finished": torch.ones(places, dtype=torch.bool, device=device),
         }
 
@@ -118,13 +144,13 @@ class Greedy(_State):
         if config.no_repeat_ngram:
             logits = vocabulary.logits(hidden).float()
             tokens = state["tokens"][:, None]
-            token = restrict(logits, tokens, age, column, config, self.eos).argmax(-1)
+            token = self._restrict(logits, tokens, age, column).argmax(-1)
         else:
             too_early = age < config.min_new_tokens if config.min_new_tokens else None
-            token = vocabulary.best(hidden, too_early, self.eos)
+            token = vocabulary.best(hidden, too_early, self.ends)
         token = token.masked_fill_(state["finished"], self.pad)
         state["tokens"][:, column] = token
-        state["finished"] |= (token == self.eos) | (age + 1 >= self.config.max_new_tokens)
+        state["finished"] |= torch.isin(token, self.ends) | (age + 1 >= self.config.max_new_tokens)
         return token, None
 
     def results(self, places: Tensor, first: Tensor) -> list[Result]:
@@ -140,11 +166,11 @@ class Beams(_State):
         config: SearchConfig,
         places: int,
         columns: int,
-        eos: int,
-        pad: int,
+        special: Special,
         device: torch.device,
     ) -> None:
-        self.config, self.eos, self.pad, self.width = config, eos, pad, config.num_beams
+        super().__init__(config, special, device)
+        self.width, pad = config.num_beams, self.pad
         shape = (places, self.width)
         # As float32, like Python's power divided into a float32 tensor.
         powers = [max(n, 1) ** config.length_penalty for n in range(config.max_new_tokens + 2)]
@@ -175,13 +201,13 @@ class Beams(_State):
         n_places = len(age)
         age = age.clamp(max=limit)  # finished places may run on
         log_p = torch.log_softmax(vocabulary.logits(hidden).float(), -1)
-        log_p = restrict(log_p, state["tokens"], age, column, self.config, self.eos)
+        log_p = self._restrict(log_p, state["tokens"], age, column)
         total = (log_p.view(n_places, width, -1) + state["scores"][..., None]).flatten(1)
-        top, index = largest(total, 2 * width)
+        top, index = largest(total, max(2, 1 + len(self.ends)) * width)  # W that go on, at least
         beam, token = index // log_p.shape[-1], index % log_p.shape[-1]
         tokens = _of_beams(state["tokens"], beam)
         tokens[..., column] = token
-        ends = (token == self.eos) | (age + 1 >= limit)[:, None]
+        ends = torch.isin(token, self.ends) | (age + 1 >= limit)[:, None]
 
         # What goes on: the best that do not end.
         running = top + ends.float() * NEVER
@@ -220,33 +246,7 @@ def _of_beams(tensor: Tensor, beams: Tensor) -> Tensor:
     return tensor.gather(1, beams[..., None].expand(-1, -1, tensor.shape[-1]))
 
 
-def restrict(
-    scores: Tensor, tokens: Tensor, age: Tensor, column: int, config: SearchConfig, eos: int
-) -> Tensor:
-    """Scores (P * W, V) with what may not come next at -inf; changed in place.
-
-    tokens (P, W, C) are the buffer, of which `age` (P,) columns before `column` are written.
-    """
-    width = tokens.shape[1]
-    if config.min_new_tokens:
-        too_early = (age < config.min_new_tokens).repeat_interleave(width)
-        scores[:, eos] = scores[:, eos].masked_fill(too_early, float("-inf"))
-    n = config.no_repeat_ngram
-    if n and column >= n:
-        past = tokens[..., :column].flatten(0, 1)  # (R, column)
-        begun = (column - age).repeat_interleave(width)[:, None]  # first column of each row
-        grams = past.unfold(1, n, 1)  # (R, column - n + 1, n)
-        last = past[:, column - n + 1 :]
-        repeats = (grams[..., : n - 1] == last[:, None]).all(-1)
-        places = torch.arange(repeats.shape[1], device=past.device)
-        repeats &= places >= begun
-        repeats &= (age >= n - 1).repeat_interleave(width)[:, None]
-        rows, where = repeats.nonzero(as_tuple=True)  # waits for the device
-        scores[rows, grams[rows, where, n - 1]] = float("-inf")
-    return scores
-
-
-def _until(row: list[int], eos: int, pad: int) -> list[int]:
+def until(row: list[int], special: Special) -> list[int]:
     """The row up to end-of-sequence, padding left out."""
-    end = row.index(eos) if eos in row else len(row)
-    return [token for token in row[:end] if token != pad]
+    end = next((i for i, token in enumerate(row) if token in special.ends), len(row))
+    return [token for token in row[:end] if token != special.pad]

@@ -46,36 +46,39 @@ class Vocabulary:
         """(R, D) -> (R, V)."""
         return self._frozen(hidden)
 
-    def best(self, hidden: Tensor, forbidden: Tensor | None = None, token: int = 0) -> Tensor:
+    def best(
+        self, hidden: Tensor, forbidden: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
         """The token of the largest logit of each row (R,), the first one if there are several;
-        rows where `forbidden` (R,) bool may not take `token`."""
+        rows where `forbidden` (R,) bool may not take any of `tokens` (E,)."""
         if not self.screened:
-            return self._exact(hidden, forbidden, token)
+            return self._exact(hidden, forbidden, tokens)
         rounded, longest = self._rounded
         proposed = rounded(hidden.bfloat16())
-        _forbid(proposed, forbidden, token)
-        top, tokens = largest(proposed, LOOKED_AT)
-        tokens, order = tokens.sort(-1)  # the first of equals wins
-        exact = torch.bmm(self.weight[tokens], hidden[:, :, None])[..., 0]  # (R, k)
+        forbid(proposed, forbidden, tokens)
+        top, found = largest(proposed, LOOKED_AT)
+        looked_at, order = found.sort(-1)  # the first of equals wins
+        exact = torch.bmm(self.weight[looked_at], hidden[:, :, None])[..., 0]  # (R, k)
         exact.masked_fill_(top.gather(1, order).isinf(), float("-inf"))
         best, place = exact.max(-1)
         others = top[:, -1].float() + ERROR * longest * torch.linalg.vector_norm(hidden, dim=-1)
-        found = tokens.gather(1, place[:, None])[:, 0]
+        found = looked_at.gather(1, place[:, None])[:, 0]
         doubtful = (others >= best).nonzero()[:, 0]
         if len(doubtful):
             left_out = None if forbidden is None else forbidden[doubtful]
-            found[doubtful] = self._exact(hidden[doubtful], left_out, token)
+            found[doubtful] = self._exact(hidden[doubtful], left_out, tokens)
         return found
 
-    def _exact(self, hidden: Tensor, forbidden: Tensor | None, token: int) -> Tensor:
+    def _exact(self, hidden: Tensor, forbidden: Tensor | None, tokens: Tensor | None) -> Tensor:
         logits = self.logits(hidden)
-        _forbid(logits, forbidden, token)
+        forbid(logits, forbidden, tokens)
         return first_largest(logits)
 
 
-def _forbid(logits: Tensor, rows: Tensor | None, token: int) -> None:
-    if rows is not None:
-        logits[:, token] = logits[:, token].masked_fill(rows, float("-inf"))
+def forbid(logits: Tensor, rows: Tensor | None, tokens: Tensor | None) -> None:
+    """-inf in `tokens` (E,) of the rows (R,) bool, in place; none: nowhere."""
+    if rows is not None and tokens is not None:
+        logits[:, tokens] = logits[:, tokens].masked_fill(rows[:, None], float("-inf"))
 
 
 def first_largest(values: Tensor) -> Tensor:

@@ -90,9 +90,10 @@ class Block:
             if pairs is not None:
                 self.cross_kv = group([other.k, other.v])
         dense = block.layer[-1].DenseReluDense
-        is_relu = isinstance(dense.act, nn.ReLU)
-        self.activation = torch.relu_ if is_relu else dense.act  # in place where that is possible
         self.gated = hasattr(dense, "wi_0")
+        # In place where that is possible: autograd forbids it on a gate, half of a chunked tensor.
+        in_place = isinstance(dense.act, nn.ReLU) and not self.gated
+        self.activation = torch.relu_ if in_place else dense.act
         self.wi = group([dense.wi_0, dense.wi_1] if self.gated else [dense.wi])
         self.wo = group([dense.wo])
 

@@ -24,7 +24,7 @@ from report2impression.engine.ops import Dropout, summed_cross_entropy
 
 
 class FastEngine(nn.Module):
-    """The training forward of a model that `why_not` has no word against.
+    """The training forward of a model that `why_not_train` has no word against.
 
     Takes the frozen matrices over into `dtype`, once: from then on the model's own layers look at
     the engine's storage (and need autocast to run). The adapter stays fp32. Build it after the

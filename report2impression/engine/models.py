@@ -12,29 +12,38 @@ from transformers import T5ForConditionalGeneration
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why the fast engine does not cover this model; none if it does."""
-    if not isinstance(model, PeftModel) or not isinstance(
-        model.get_base_model(), T5ForConditionalGeneration
-    ):
-        return "it is not a T5 with an adapter"
-    settings = model.active_peft_config
-    if settings.peft_type != "LORA" or len(model.base_model.active_adapters) != 1:
-        return "it has not exactly one active LoRA adapter"
-    if settings.use_dora or settings.bias != "none" or settings.modules_to_save:
-        return "its adapter is more than LoRA pairs (DoRA, biases or whole modules)"
-    base = model.get_base_model()
-    if base.is_gradient_checkpointing:
-        return "gradient checkpointing is on"
+    """Why our own arithmetic does not cover a T5, with an adapter or without; none if it does."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, T5ForConditionalGeneration):
+        return "it is not a T5"
     if type(base.lm_head) is not nn.Linear or type(base.shared) is not nn.Embedding:
         return "its vocabulary is adapted"
-    scales: set[tuple[int, float, float]] = set()
     for layer in linears(base):
         plain = layer.get_base_layer() if isinstance(layer, LoraLinear) else layer
         if type(plain) is not nn.Linear or plain.bias is not None:
             return f"one of its linear layers is a {type(plain).__name__}"
-        if isinstance(layer, LoraLinear):
-            name = layer.active_adapters[0]
-            scales.add((layer.r[name], layer.scaling[name], _dropout_of(layer, name)))
+        if isinstance(layer, LoraLinear) and any(layer.use_dora.values()):
+            return "its adapter is more than LoRA pairs (DoRA)"
+    return None
+
+
+def why_not_train(model: nn.Module) -> str | None:
+    """The same for training, which needs more: one LoRA adapter that is alike everywhere, and
+    nothing else to train."""
+    if not isinstance(model, PeftModel):
+        return "it has no adapter"
+    settings, base = model.active_peft_config, model.get_base_model()
+    if settings.peft_type != "LORA" or len(model.base_model.active_adapters) != 1:
+        return "it has not exactly one active LoRA adapter"
+    if settings.bias != "none" or settings.modules_to_save:
+        return "its adapter is more than LoRA pairs (biases or whole modules)"
+    if reason := why_not(model):
+        return reason
+    if base.is_activation_checkpointing:
+        return "gradient checkpointing is on"
+    adapted: list[Any] = [layer for layer in linears(base) if isinstance(layer, LoraLinear)]
+    (name,) = model.base_model.active_adapters
+    scales = {(layer.r[name], layer.scaling[name], _dropout_of(layer, name)) for layer in adapted}
     if len(scales) != 1:
         return "rank, scale or dropout differ between its layers"
     others = [n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n]

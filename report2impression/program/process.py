@@ -17,7 +17,6 @@ import ctypes
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
@@ -38,9 +37,6 @@ def quieten_libraries() -> None:
     """Of a program, before it imports them; those that are there already are told so."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    warnings.filterwarnings(
-        "ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning
-    )
     hub, datasets, transformers = map(
         sys.modules.get, ("huggingface_hub", "datasets", "transformers")
     )

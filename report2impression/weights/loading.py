@@ -5,6 +5,7 @@ Raises ConfigError in one line wherever transformers would trace back or make so
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,13 @@ import httpx2  # of huggingface_hub: its connection errors have no other base
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -192,6 +199,15 @@ def _check_targets(
             )
 
 
+def with_adapter(
+    base: T5ForConditionalGeneration, config: LoraConfig, **options: bool
+) -> PeftModel:
+    """The base with fresh LoRA pairs. PEFT asks it for a property that transformers deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(base, config, **options)
+
+
 def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftModel:
     """The base with a saved adapter on it, in evaluation mode; no file of it is opened by PEFT.
 
@@ -203,7 +219,7 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     _check_targets(base, sorted(config.target_modules), where)
     with _one_line_errors("adapter", str(folder)):
         # Without memory for the weights, as long as those in the file may have other shapes.
-        model = get_peft_model(base, config, low_cpu_mem_usage=True).eval()
+        model = with_adapter(base, config, low_cpu_mem_usage=True).eval()
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     try:
         weights = adapter_files.read_weights(folder, wanted)
