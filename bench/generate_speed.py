@@ -1,9 +1,10 @@
 """Generation speed against the peers: the same model, reports, search and threads.
 
-    python -m bench.generate_speed --model.path BASE --data.path DIR [--precision bf16]
+    python -m bench.generate_speed --model.path BASE --data.path DIR [--decoding.precision bf16]
 
 All sides decode the same test reports, all of them, in turn, round after round; the median counts.
-`--min_new_tokens 48 --max_new_tokens 48` forces equal work; without it outputs end where they end.
+`--decoding.min_new_tokens 48 --decoding.max_new_tokens 48` forces equal work;
+without it outputs end where they end.
 
     ours                 engine = torch, its own batches; equal reports are decoded once
     ours_each            the same, every report by itself, as the peers do

@@ -1,4 +1,4 @@
-"""numerics.py: the schedule in closed form, skipped steps that leave no trace, the guard."""
+"""updates.py, precision.py: the schedule in closed form, skips that leave no trace, the guard."""
 
 import itertools
 

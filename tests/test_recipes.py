@@ -1,4 +1,4 @@
-"""The recipes and the embedded base say what the README and the issues promise of them."""
+"""The recipes and the embedded base say what the README promises of them."""
 
 from dataclasses import fields, replace
 from pathlib import Path

@@ -36,7 +36,7 @@ CHECKS = (
         "shared_patient",
         "error",
         "patient also in another split",
-        f"split by patient (corpora.mimic_iii --mode corrected does), or {CLEAN}",
+        f"split by patient (report2impression mimic does), or {CLEAN}",
     ),
     Check(
         "repeated_pair",

@@ -3,7 +3,7 @@
 LICENCE.json lies beside pairs that `corpora.mimic_iii` wrote, beside what `audit.audit --clean`
 made of them, and beside weights trained on either: {"source", "licence", "credentialed"}. Weights
 may hold parts of the notes, so they fall under the licence of the notes. This module is the only
-one that decides; trackers and push.py ask it.
+one that decides; trackers and weights/push.py ask it.
 """
 
 import json

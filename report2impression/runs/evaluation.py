@@ -57,7 +57,7 @@ class EvalConfig(DecodingConfig):
     puts the cases' texts into report.html)."""
     save_predictions: bool = False
     """Also write predictions.jsonl (report text, readable by its owner only), which
-    report2impression.audit.memorisation reads."""
+    report2impression memorisation reads."""
     output_dir: str | None = None
     """Folder of scores.json, report.html and more; none = evaluation/ beside the adapter."""
     cpu: bool = False

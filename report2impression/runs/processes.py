@@ -180,7 +180,7 @@ def start_processes(*, cpu: bool, peer_timeout: float, check: Callable[[int], No
     """This process among its peers; AMP, accumulation and schedule are the loop's own. `check` is
     told how many there are."""
     # "no" also keeps a launcher's own precision out.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # T5 has no buffers
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=peer_timeout))
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[ddp, group])
     if accelerator.device.type == "cpu":

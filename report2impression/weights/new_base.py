@@ -5,14 +5,19 @@ weights.
     accelerate launch train_loop.py --config recipes/denoise.toml --model.path OUT --data.path DIR
 
 The first line makes the base, the second pre-trains it: the way to a T5 where no hub can be
-reached. (The only module of corpus/ that needs torch.)
+reached.
 """
+
+from report2impression.program.errors import exits_cleanly
+from report2impression.weights.options import NewBaseConfig, new_base_settings
+
+if __name__ == "__main__":
+    new_base_settings()  # --help and mistakes are answered before torch is loaded
 
 import shutil
 import string
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
@@ -20,52 +25,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-from report2impression.program.config import parse
-from report2impression.program.errors import ConfigError, check_least, exits_cleanly
+from report2impression.program.errors import ConfigError
 from report2impression.program.files import new_folder
-from report2impression.program.process import quieten_libraries
-from report2impression.reading.options import SourceConfig
 from report2impression.reading.sources import read_pairs
 from report2impression.weights.loading import load_tokenizer
 
 N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
 WORD_START = "\u2581"  # SentencePiece's mark of a blank
 LONGEST_PIECE = 16  # characters, SentencePiece's own limit
-
-
-@dataclass(frozen=True)
-class NewBaseConfig:
-    """An untrained T5. The defaults suit a few thousand short reports and two CPU cores."""
-
-    output_dir: str
-    """Folder of the new base; must not exist, or be empty."""
-    d_model: int = 256
-    """Width of the residual stream."""
-    d_ff: int = 1024
-    """Width of the feed-forward layers."""
-    d_kv: int = 64
-    """Width of one attention head."""
-    n_heads: int = 4
-    """Attention heads per layer."""
-    n_layers: int = 4
-    """Layers of the encoder, and of the decoder."""
-    dropout: float = 0.1
-    """Dropout probability stored in the config (0 to 1)."""
-    vocab_size: int = 2000
-    """Largest number of SentencePiece pieces; small corpora give fewer."""
-    tokenizer: str | None = None
-    """Folder of a T5 tokenizer to use as it is; none = train one on the reports."""
-    seed: int = 0
-    """Seed of the random weights."""
-    data: SourceConfig = field(default_factory=SourceConfig)
-
-    def __post_init__(self) -> None:
-        check_least(1, self, "d_model", "d_ff", "d_kv", "n_heads", "n_layers", "vocab_size")
-        check_least(0, self, "seed")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
-        if self.seed >= 2**63:  # torch's own limit
-            raise ConfigError(f"seed must be below 2**63, not {self.seed}")
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
@@ -177,8 +144,7 @@ def write_base(
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    quieten_libraries()
-    config = parse(NewBaseConfig, argv, description=(__doc__ or "").partition("\n")[0])
+    config = new_base_settings(argv)
     n_parameters = new_base(config)
     print(
         f"untrained T5 with {n_parameters:,} parameters: {config.output_dir} (next: pre-train it)"

@@ -1,6 +1,6 @@
 """Put an adapter on the Hugging Face hub: weights, their configuration and the model card only.
 
-    python push.py --adapter RUN/adapter --repo_id OWNER/NAME [--dry_run]
+    report2impression push --adapter RUN/adapter --repo_id OWNER/NAME [--dry_run]
 
 Private unless told otherwise. Refused for adapters of credentialed data, and where LICENCE.json is
 missing, so that nobody knows: a hub is not where such weights may be shared.
