@@ -21,7 +21,11 @@ REPOSITORY = {
     for folder in FOLDERS
     for file in [*ROOT.glob("*"), *(ROOT / folder).rglob("*")]
 }
-SETTINGS = {"train_loop.py": "TrainConfig", "eval.py": "EvalConfig"}
+SETTINGS = {
+    "train_loop.py": "TrainConfig",
+    "eval.py": "EvalConfig",
+    "report2impression/weights/new_base.py": "NewBaseConfig",
+}
 PARSERS = ("parse", "start", "auto_cli")  # what builds a program's settings from its command line
 EVERYWHERE = {"help", "config", "print_config"}
 MACHINE = re.compile(r"(?<![\w.:/~-])(/(home|root|tmp|work|mnt|Users|data|opt)\b|[A-Z]:\\)")
