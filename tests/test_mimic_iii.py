@@ -7,8 +7,10 @@ import csv
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from hypothesis import strategies as st
 from bench.corpora.notes import HEADER, Mix, rows, write_csv
 from report2impression.corpora import mimic_iii, pair_files, radsum23
 from report2impression.corpora.mimic_iii import NotesConfig, prepare, show
-from report2impression.corpora.pair_files import DUPLICATE, NOT_A_TEST_PATIENT, split_of
+from report2impression.corpora.pair_files import DUPLICATE, LAST_LINE, NOT_A_TEST_PATIENT, split_of
 from report2impression.corpora.radsum23 import Mode, pair_of, restyle, tables
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.pairs import read_split
@@ -107,6 +109,15 @@ RULES: list[tuple[str, str, object, object]] = [
      ("___ ___b", "___"), ("___ ___b", "___")),
     ("broken placeholders", FR + " FINDINGS: [**a\n b**] [**c [**d**] e**] [**\n IMPRESSION: **]",
      ("___ ___ e**] [**", "**]"), ("___ ___ e**] [**", "**]")),
+    ("a mark that an earlier one has changed", FR + " FINDINGS: [**b**] [**a [**b**] c\n"
+     " IMPRESSION: d", ("___ [**a ___ c", "d"), ("___ ___ c", "d")),
+    ("the long mark stands first", FR + " FINDINGS: [**a [**b**] [**b**]\n IMPRESSION: d",
+     ("___ ___", "d"), ("___ ___", "d")),
+    ("the same mark twice within a long one",
+     FR + " FINDINGS: [**b**]x[**[**b**]\n IMPRESSION: [**c**] [** [**c**][**c**]",
+     ("___x[**___", "___ [** ______"), ("___x___", "___ ______")),
+    ("a mark without text that opens others", FR + " FINDINGS: [****] [**x[****]\n IMPRESSION: d",
+     ("___ [**x___", "d"), ("___ ___", "d")),
     ("quotes and commas", FR + ' FINDINGS: "a", b\n IMPRESSION: "c"', ('"a", b', '"c"'),
      ('"a", b', '"c"')),
     ("ends with the heading", FR + " FINDINGS: a\n IMPRESSION:", NO_IMPRESSION, NO_IMPRESSION),
@@ -144,6 +155,21 @@ def test_every_note_ends_in_a_pair_or_a_reason(note: str) -> None:
                 assert text == text.lower() == " ".join(text.split())
             assert pair[0]
             assert mode == "radsum23" or (pair[1] and pair[0] != pair[1])
+
+
+@given(st.lists(st.sampled_from(["[**", "**]", "a", "b", " ", "*", "[", "]"])).map("".join))
+def test_placeholders_are_replaced_one_after_the_other(text: str) -> None:
+    """Rule 8 word by word: list the inner texts of the shortest matches, then replace each."""
+    text = " ".join(f"{text} x".split())
+    inner, at = [], 0
+    while (start := text.find("[**", at)) >= 0 and (end := text.find("**]", start + 3)) >= 0:
+        inner.append(text[start + 3 : end])
+        at = end + 3
+    expected = text
+    for one in inner:
+        expected = "___".join(expected.split("[**" + one + "**]"))
+    pair = pair_of(f"{FR} FINDINGS: y\n IMPRESSION: {text}", "CT_head", "radsum23")
+    assert pair == ("y", expected)
 
 
 @given(st.text(st.sampled_from("ab1.,'\u2019_-[]() \u00e9"), max_size=30))
@@ -260,6 +286,54 @@ def test_published_sizes_and_order(published: Result) -> None:
     for group in tables().test_groups:
         assert ids[group] == sorted(ids[group])
     assert ids["CT_head"] != sorted(ids["CT_head"])
+
+
+EXAMS = {group: exam for exam, group in tables().group_of.items()}
+
+
+def note_row(number: int, group: str, impression: str) -> Row:
+    note = f"{FR} FINDINGS: seen {number}\n IMPRESSION: {impression}"
+    mark = str(number)
+    return (mark, mark, "", "", "", "", "Radiology", EXAMS[group], "", "", note)
+
+
+@pytest.mark.parametrize(
+    "empty", [{4}, {19}, {18}, {18, 19}, {19, 39}, {39, 59}, {0}, {59, 79, 99, 119}], ids=str
+)
+def test_an_empty_last_line_is_lost_before_the_shuffle(empty: set[int], tmp_path: Path) -> None:
+    """Rule 9, by the builder's own steps: join, write, read the lines, cut to the shorter list."""
+    groups = (*tables().split_groups[:4], *tables().test_groups[:2])
+    notes = [
+        note_row(i, groups[i // 20], "" if i in empty else f"read {i}")
+        for i in range(len(groups) * 20)
+    ]
+    result = run(tmp_path, notes, "radsum23")
+    rng, n_lost = random.Random(42), 0
+    for place, group in enumerate(groups):
+        numbers = range(place * 20, place * 20 + 20)
+        sides = {
+            "findings": "\n".join(f"seen {i}" for i in numbers),
+            "impression": "\n".join("" if i in empty else f"read {i}" for i in numbers),
+        }
+        parts: dict[str, Any] = {"test": sides}
+        if group in tables().split_groups:
+            lists = [io.StringIO(text).readlines() for text in sides.values()]
+            pairs = [[line.strip() for line in both] for both in zip(*lists, strict=False)]
+            n_lost += 20 - len(pairs)
+            rng.shuffle(pairs)
+            first = int(0.8 * len(pairs))
+            second = first + int(0.1 * len(pairs))
+            bounds = {"train": (0, first), "validate": (first, second), "test": (second, None)}
+            parts = {
+                name: {side: "\n".join(p[k] for p in pairs[a:b]) for k, side in enumerate(sides)}
+                for name, (a, b) in bounds.items()
+            }
+        for name, texts in parts.items():
+            for side, text in texts.items():
+                written = (result.folder / group / f"{name}.{side}.tok").read_text()
+                assert written == text, (group, name, side)
+    assert result.summary["dropped"].get(LAST_LINE, 0) == n_lost
+    accounted(result, notes)
 
 
 def accounted(result: Result, table: list[Row]) -> None:

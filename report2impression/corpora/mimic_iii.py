@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from report2impression.corpora.notes_csv import Layout, NotesFile, unquote
 from report2impression.corpora.pair_files import (
+    LAST_LINE,
     SPLITS,
     Pair,
     PatientSplit,
@@ -179,6 +180,7 @@ class Log:
         self.reports: Counter[str] = Counter()  # by group, before any rule
         self.dropped: Counter[str] = Counter()  # by reason
         self.malformed: list[int] = []  # the first ten rows
+        self.last: dict[str, tuple[int, Report]] = {}  # by group, of those with a pair
 
     def drop(self, row: int, report: Report, reason: str) -> None:
         self.dropped[reason] += 1
@@ -208,6 +210,7 @@ def read_notes(config: NotesConfig, split: PublishedSplit | PatientSplit, log: L
                     else:
                         pair = Pair(report.id, *report.pair, report.group, report.patient)
                         reason = split.add(pair)
+                        log.last[report.group] = row, report
                     if reason:
                         log.drop(row, report, reason)
                 log.n_rows += block.n_rows
@@ -230,6 +233,8 @@ def prepare(config: NotesConfig) -> dict[str, Any]:
             split = PatientSplit(folder, config.unseen_groups, config.plausible_only)
         read_notes(config, split, log)
         files = split.finish()
+        for group in split.lost:
+            log.drop(*log.last[group], LAST_LINE)
         log.close()
         if not split.counts.total():
             raise DataError(

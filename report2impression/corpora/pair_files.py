@@ -23,6 +23,7 @@ SPLITS = ("train", "validation", "test")
 TOK_NAMES = {"train": "train", "validation": "validate", "test": "test"}
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1  # the rest is for testing
 DUPLICATE = "duplicate of an earlier pair"
+LAST_LINE = "empty impression at the end of its group"
 NOT_A_TEST_PATIENT = "test-only group, but the patient is not in the test split"
 
 UnseenGroups = Literal["test", "split"]
@@ -70,7 +71,9 @@ class _JsonFiles:
 class PublishedSplit:
     """RadSum23's: each group shuffled with one stream of seed 42, 80/10/10; five are test only.
 
-    `add` takes the pairs in the order of the notes, or says why not; `finish` writes the rest.
+    `add` takes the pairs in the order of the notes, or says why not; `finish` writes the rest, but
+    for the last pairs of `lost`: the builder writes the impressions of a group line by line and
+    reads them back before the shuffle, and an empty last line is not read.
     """
 
     def __init__(self, folder: Path, style: Style) -> None:
@@ -81,10 +84,17 @@ class PublishedSplit:
             group: (self._waiting / group).open("w+b") for group in tables().groups
         }
         self._offsets = {group: array("q") for group in tables().groups}
+        self._is_last_empty: dict[str, bool] = {}
         self._json = _JsonFiles(folder)
         self.counts = self._json.counts
 
+    @property
+    def lost(self) -> list[str]:
+        """The groups whose last pair is in no file."""
+        return [group for group in tables().split_groups if self._is_last_empty.get(group)]
+
     def add(self, pair: Pair) -> str:
+        self._is_last_empty[pair.group] = not pair.impressions
         file = self._kept[pair.group]
         self._offsets[pair.group].append(file.tell())
         file.write(_to_json(pair))
@@ -94,7 +104,7 @@ class PublishedSplit:
         rng, files = Random(42), []  # the stream of random.seed(42)
         for group in (*tables().split_groups, *tables().test_groups):
             (self._folder / group).mkdir()
-            n_pairs = len(self._offsets[group])
+            n_pairs = len(self._offsets[group]) - (group in self.lost)
             order, parts = list(range(n_pairs)), {"test": slice(0, n_pairs)}
             if group in tables().split_groups:
                 rng.shuffle(order)  # its draws depend on the length alone
@@ -152,6 +162,7 @@ class PatientSplit:
         self._json = _JsonFiles(folder)
         self._seen: set[bytes] = set()
         self.counts = self._json.counts
+        self.lost: list[str] = []
 
     def add(self, pair: Pair) -> str:
         if self._plausible_only and (reason := _implausible(pair)):

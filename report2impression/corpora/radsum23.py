@@ -33,7 +33,7 @@ SAME_TEXTS = "findings equal impression"
 _TITLE = "FINAL REPORT"
 _HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _PAGE_BREAK = re.compile(r"\(Over\).*?\(Cont\)", re.DOTALL)
-_PLACEHOLDER = re.compile(r"\[\*\*.*?\*\*\]")
+_PLACEHOLDER = re.compile(r"\[\*\*(.*?)\*\*\]")
 _UNDERSCORES = re.compile("_{3,}")
 _APOSTROPHE = re.compile("['\u2019]")
 _PUNCTUATION = re.compile(r"[^\w\s]")
@@ -152,7 +152,12 @@ def _clean(text: str, mode: Mode) -> str:
     if mode == "radsum23":
         text = text.replace("\n", "")
     text = " ".join(text.split())  # what `\s+` matches, faster
-    return _PLACEHOLDER.sub("___", text) if "[**" in text else text
+    if mode == "corrected":
+        return _PLACEHOLDER.sub("___", text)
+    # One after the other, each everywhere: a mark may be gone when its turn comes, and stays.
+    for inner in _PLACEHOLDER.findall(text):
+        text = text.replace(f"[**{inner}**]", "___")
+    return text
 
 
 def restyle(text: str, style: Style) -> str:
