@@ -23,7 +23,7 @@ from bench.peers import PEERS
 from bench.train_speed import OurSide, our_batches, ours
 from report2impression.program.errors import ConfigError
 from report2impression.program.terminal import print_table
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 OURS = {
     "ours": OurSide(),

@@ -38,7 +38,7 @@ from report2impression.engine.precision import DTYPES, autocast, resolve_precisi
 from report2impression.program.terminal import print_table
 from report2impression.runs.recipe import Precision, TrainConfig
 from report2impression.training.updates import apply_update, build_optimizer
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,14 @@ from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.engine.models import count_parameters
 from report2impression.program.errors import ConfigError
 from report2impression.reading.pairs import read_split
-from report2impression.weights.loading import load_adapter, load_base, load_tokenizer, merged
+from report2impression.weights.loading import (
+    load_adapter,
+    load_base,
+    merged,
+)
 from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model
+from report2impression.weights.tokenizer import load_tokenizer
 from tests.tiny import Tiny, difference, trainable
 
 # --- the adapter ---------------------------------------------------------------------------------
