@@ -55,7 +55,12 @@ from report2impression.scoring.comparison import Evaluation, Inputs, compare
 from report2impression.scoring.faithfulness import checks as faithfulness
 from report2impression.scoring.guard_rails import Limits
 from report2impression.weights.adapter_files import read_settings
-from report2impression.weights.loading import load_adapter, load_base, load_tokenizer, merged
+from report2impression.weights.loading import (
+    load_adapter,
+    load_base,
+    merged,
+)
+from report2impression.weights.tokenizer import load_tokenizer
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 

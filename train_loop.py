@@ -49,7 +49,7 @@ from report2impression.training.updates import (
     mix_seed,
 )
 from report2impression.training.validation import BestSoFar, EpochEnd
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 NO_CHECKPOINTS = NoCheckpoints()
 

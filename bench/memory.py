@@ -19,10 +19,11 @@ import torch
 
 from bench import peers
 from bench.common import BenchConfig, load_data, print_json, start
-from bench.train_speed import PEERS, OurSide, our_batches, ours
+from bench.peers import PEERS
+from bench.train_speed import OurSide, our_batches, ours
 from report2impression.program.errors import ConfigError
 from report2impression.program.terminal import print_table
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 OURS = {
     "ours": OurSide(),
@@ -79,13 +80,7 @@ def measure(config: MemoryConfig) -> dict[str, float]:
         run = ours(config, dataset, plan, OURS[config.row])
     else:
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        form = peers.grouped_batches if "grouped" in config.row else peers.random_batches
-        plan = form(dataset, config)
-        if config.row == PEERS[2]:
-            run = peers.accelerate_loop(config, dataset, tokenizer, plan)
-        else:
-            bf16 = config.row == PEERS[1]
-            run = peers.trainer(config, dataset, tokenizer, plan, bf16=bf16)
+        run = peers.peer(config.row, config, dataset, tokenizer)
     loading_peak, loaded = peak_mib(), used_mib()
     forget_peak()
     run(config.steps)

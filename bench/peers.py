@@ -26,8 +26,24 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from bench.common import BenchConfig, IntArray, evenly, fresh_model, in_batches
 from bench.timing import now
 from data import ExtractDataset
+from report2impression.engine.precision import cpu_multiplies_bf16
 
 Round = Callable[[int], float]  # number of steps -> seconds
+
+# Where bf16 products are emulated a step of the bf16 peer takes minutes, and nobody would use it.
+HALF = ("trainer_bf16_grouped",) if torch.cuda.is_available() or cpu_multiplies_bf16() else ()
+PEERS = ("trainer_fp32_random", "trainer_fp32_grouped", *HALF, "no_trainer_loop")
+
+
+def peer(
+    name: str, config: BenchConfig, dataset: ExtractDataset, tokenizer: PreTrainedTokenizerBase
+) -> Round:
+    """Rounds of one of PEERS."""
+    form = grouped_batches if "grouped" in name else random_batches
+    chosen = form(dataset, config)
+    if name == "no_trainer_loop":
+        return accelerate_loop(config, dataset, tokenizer, chosen)
+    return trainer(config, dataset, tokenizer, chosen, bf16="bf16" in name)
 
 
 class Features(Dataset):

@@ -16,7 +16,7 @@ from report2impression.decoding.generate import to_text
 from report2impression.program.config import parse
 from report2impression.program.errors import exits_cleanly
 from report2impression.program.terminal import print_table
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 TEXTS = ("3×4 mm", "<4 mm", "−5 HU", "≥ 2 cm", "37 °C", "2–3 mm", "1½ cm", "5 µm", "2 ± 1")
 SEEN = string.punctuation + "".join([*SPELLED, *IF_UNKNOWN, *HALVES, "éöäüßñøØ∞√²³"])

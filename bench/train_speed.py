@@ -28,6 +28,7 @@ from bench.common import (
     start,
 )
 from bench.flops import StepFlops
+from bench.peers import PEERS
 from bench.timing import now
 from data import ExtractDataset
 from model import build_engine, build_model
@@ -37,7 +38,7 @@ from report2impression.engine.precision import DTYPES, autocast, resolve_precisi
 from report2impression.program.terminal import print_table
 from report2impression.runs.recipe import Precision, TrainConfig
 from report2impression.training.updates import apply_update, build_optimizer
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,6 @@ class OurSide:
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     base_quantization: Literal["none", "8bit", "4bit"] = "none"
     gradient_checkpointing: bool = False
-
-
-PEERS = ("trainer_fp32_random", "trainer_bf16_grouped", "no_trainer_loop")
 
 
 def our_batches(dataset: ExtractDataset, config: BenchConfig) -> list[IntArray]:
@@ -117,14 +115,9 @@ def measure(config: SpeedConfig) -> tuple[dict[str, list[float]], dict[str, Any]
     """(samples per second of every side in every round, facts about ours)."""
     dataset = load_data(config)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    random, grouped = (
-        form(dataset, config) for form in (peers.random_batches, peers.grouped_batches)
-    )
     sides = {
         "ours": ours(config, dataset, our_batches(dataset, config), OurSide(config.precision)),
-        PEERS[0]: peers.trainer(config, dataset, tokenizer, random, bf16=False),
-        PEERS[1]: peers.trainer(config, dataset, tokenizer, grouped, bf16=True),
-        PEERS[2]: peers.accelerate_loop(config, dataset, tokenizer, random),
+        **{name: peers.peer(name, config, dataset, tokenizer) for name in PEERS},
     }
     n = config.steps * config.micro_batch_size
     speeds: dict[str, list[float]] = {name: [] for name in sides}

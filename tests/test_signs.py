@@ -12,7 +12,7 @@ import train_loop
 from report2impression.batching.signs import HALVES, IF_UNKNOWN, SPELLED, Signs, Spelling, named
 from report2impression.batching.tokens import tokenise
 from report2impression.decoding.generate import to_text
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 from tests.tiny import ROOT, Tiny, metrics, one_line
 
 T5 = ROOT.parent / "shared" / "t5_tokenizer"

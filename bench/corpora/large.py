@@ -31,7 +31,7 @@ from report2impression.batching.token_store import (
     tokenised,
 )
 from report2impression.reading.sources import read_pairs, stream_pairs
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 CHUNK = 20_000  # made-up reports at a time: little memory beside what is measured
 VOCABULARY, BATCH, N_READ = 32_000, 32, 10_000  # ids, reports per step, steps read

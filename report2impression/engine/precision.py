@@ -18,8 +18,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Elsewhere a bf16 product is about ten times slower than an fp32 one."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Elsewhere a bf16 product is about ten times slower than an fp32 one.
+
+    What the CPU has counts, and what oneDNN may use of it (ONEDNN_MAX_CPU_ISA).
+    """
+    has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    used = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_it and used
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

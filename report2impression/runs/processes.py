@@ -1,15 +1,13 @@
-"""Ending a run from outside: signals, a launcher that is gone.
+"""Ending a run from outside: signals, a peer that is gone.
 
 A signal asks to stop at the next step, where all ranks save the same state and leave with exit
 code 75. Where there is nothing to save (before the first step, during validation, whose state was
 saved just before) it stops at once.
 """
 
-import ctypes
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,8 +27,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-LAUNCHED = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")  # a launcher sets one of these
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopSignals:
@@ -50,7 +46,6 @@ class StopSignals:
         end."""
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
-            die_with_launcher()
             yield
         finally:
             for number, handler in before.items():
@@ -96,16 +91,6 @@ class StopSignals:
 
     def _stop(self) -> None:
         raise PreemptedError(f"stopped by {self.name}: run the same command again to go on")
-
-
-def die_with_launcher() -> None:
-    """SIGTERM for this process when its launcher dies (Linux): `accelerate launch` passes few
-    signals on, and a process it leaves behind would train for nobody."""
-    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died in between
-            signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

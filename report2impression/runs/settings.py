@@ -8,6 +8,7 @@ from pathlib import Path
 
 from report2impression.program.config import load, parse
 from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.launcher import accept_launch
 from report2impression.reading.dry_run import dry_run
 from report2impression.runs.evaluation import EvalConfig, as_trained
 from report2impression.runs.recipe import TrainConfig
@@ -16,6 +17,7 @@ from report2impression.runs.recipe import TrainConfig
 @exits_cleanly
 def training_settings(argv: list[str] | None = None) -> TrainConfig:
     """Of train_loop.py. SystemExit where they are wrong (2), or after a dry run (0)."""
+    accept_launch()
     config = parse(TrainConfig, argv, description="Fine-tune T5 with LoRA: findings -> impression")
     if config.dry_run:
         dry_run(config.data, ["train", "validation"])
@@ -26,6 +28,7 @@ def training_settings(argv: list[str] | None = None) -> TrainConfig:
 @exits_cleanly
 def evaluation_settings(argv: list[str] | None = None) -> tuple[EvalConfig, TrainConfig]:
     """Of eval.py, and those of the run it looks at. SystemExit as above."""
+    accept_launch()
     config = parse(EvalConfig, argv, description="Base vs LoRA adapter on sampled test reports")
     adapter = Path(config.adapter).expanduser()
     for name in ("training.toml", "adapter_config.json"):

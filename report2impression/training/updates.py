@@ -58,18 +58,31 @@ def apply_update(
     """Step and update the scale; a step that is not finite leaves weights and optimizer state
     alone.
 
-    Fused AdamW takes the flag on the device; bitsandbytes knows none, so the host reads it (a
-    wait). `scaler.step` is not used: it looks at gradients only, and a loss may overflow while they
-    stay finite. `scaler.unscale_`, called before, has undone the scale and noted for
-    `scaler.update` whether the gradients overflowed.
+    Fused AdamW takes the flag on the device; bitsandbytes knows none. `scaler.step` is not used: it
+    looks at gradients only, and a loss may overflow while they stay finite. `scaler.unscale_`,
+    called before, has undone the scale and noted for `scaler.update` whether the gradients
+    overflowed.
     """
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()
-    elif bool(finite):
-        optimizer.step()
+    else:
+        _step_on_the_host(optimizer, finite)
     scaler.update()
+
+
+def _step_on_the_host(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """A step of bitsandbytes, which wants flag and rate as plain numbers: read together, the only
+    wait of the step. A rate left as a tensor would be read once for every weight."""
+    group = optimizer.param_groups[0]
+    rate = group["lr"]
+    is_finite, group["lr"] = torch.stack([finite.to(rate.dtype), rate]).tolist()
+    try:
+        if is_finite:
+            optimizer.step()
+    finally:
+        group["lr"] = rate
 
 
 @dataclass

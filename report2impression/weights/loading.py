@@ -1,20 +1,15 @@
-"""Load a base, its tokenizer, an adapter: safetensors only, and no code ever comes with a model.
+"""Load a base and an adapter: safetensors only, and no code ever comes with a model.
 
 Raises ConfigError in one line wherever transformers would trace back or make something up.
 """
 
-import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2  # of huggingface_hub: its connection errors have no other base
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from peft import (
     LoraConfig,
     PeftModel,
@@ -22,41 +17,19 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     T5ForConditionalGeneration,
-    T5Tokenizer,
 )
 
 from report2impression.program.errors import ConfigError
 from report2impression.weights import adapter_files
-from report2impression.weights.base_files import check_base, shown
+from report2impression.weights.base_files import shown
+from report2impression.weights.opening import look_at, one_line_errors
 from report2impression.weights.options import ModelConfig, Quantization
-
-HUB_TIMEOUT_S = 10.0
-
-
-# What the libraries raise for files that are missing, broken, or of another model, and for hubs
-# that cannot be reached. Around their calls only: in a line of ours each of these is a bug.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,
-    httpx2.HTTPError,
-    httpx2.InvalidURL,
-)
 
 
 def load_base(
@@ -72,16 +45,18 @@ def load_base(
     not a T5 in safetensors.
     """
     path = os.path.expanduser(config.path)
-    is_local = _look_at("model", path)
+    is_local = look_at("model", path)
     where: dict[str, Any] = {"revision": config.revision, "local_files_only": is_local}
-    with _one_line_errors("model", path):
+    with one_line_errors("model", path):
         settings = AutoConfig.from_pretrained(path, **where)
     if settings.model_type != "t5":
         raise ConfigError(f"model {path} is a {settings.model_type}, not a t5")
+    if getattr(settings, "decoder_start_token_id", None) is None:
+        settings.decoder_start_token_id = settings.pad_token_id  # T5's own rule
     own_dropout = settings.dropout_rate
     if config.dropout is not None:
         settings.dropout_rate = config.dropout
-    with _one_line_errors("model", path):
+    with one_line_errors("model", path):
         model, found = T5ForConditionalGeneration.from_pretrained(
             path,
             config=settings,
@@ -98,21 +73,6 @@ def load_base(
     model.own_dropout = own_dropout  # what `save_model` stores: an override is of one run only
     model.name_or_path = config.path  # what an adapter names as its base: a "~" as it was given
     return model
-
-
-def _look_at(what: str, path: str) -> bool:
-    """Whether it is a folder, whose files were checked: then no hub is asked for anything.
-
-    Else one request without retries: `from_pretrained` would retry for minutes where no hub is.
-    """
-    if os.path.isdir(path):
-        check_base(Path(path))
-        return True
-    if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        # An answer of the hub, whatever it is, is judged by `from_pretrained`.
-        with _one_line_errors(what, path), suppress(HfHubHTTPError):
-            huggingface_hub.HfApi().model_info(path, timeout=HUB_TIMEOUT_S)
-    return False
 
 
 def _check_weights(model: PreTrainedModel, found: dict[str, Any], path: str) -> None:
@@ -141,46 +101,6 @@ def _quantized(quantization: Quantization, device: torch.device | None) -> dict[
         bnb_4bit_compute_dtype=torch.float32,  # autocast makes it the run's precision
     )
     return {"quantization_config": bits, "device_map": {"": device or torch.device("cpu")}}
-
-
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies with the base. Raises ConfigError if it is missing or unreadable."""
-    path = os.path.expanduser(path)
-    is_local = _look_at("tokenizer", path)
-    with _one_line_errors("tokenizer", path):
-        tokenizer = T5Tokenizer.from_pretrained(path, revision=revision, local_files_only=is_local)
-    # Without files transformers makes up a vocabulary: special tokens and a space.
-    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
-        raise _cannot_load("tokenizer", path, "neither tokenizer.json nor spiece.model")
-    if not tokenizer.is_fast:
-        raise ConfigError(f"tokenizer of {path} has no fast form: use a T5 tokenizer")
-    return tokenizer
-
-
-@contextmanager
-def _one_line_errors(what: str, path: str) -> Iterator[None]:
-    """A foreign loading error becomes one line; its own text may name hosts, so it stays out."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    except LOADING_ERRORS as error:
-        raise _cannot_load(what, path, type(error).__name__) from None
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _cannot_load(what: str, path: str, why: str) -> ConfigError:
-    where = "folder" if os.path.isdir(path) else "hub id"
-    return ConfigError(
-        f"cannot load the {what} from {where} {path} ({why}): check the name (a relative one "
-        "starts from the current folder), the revision, the network, and that its weights are "
-        "safetensors; offline, give local copies with --model.path DIR and --data.path DIR, "
-        "set HF_HUB_OFFLINE=1 to use an earlier download, or run `make demo`"
-    )
 
 
 def _check_targets(
@@ -217,7 +137,7 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     config = adapter_files.read_settings(folder)
     where = f"target_modules in {folder / adapter_files.CONFIG}"
     _check_targets(base, sorted(config.target_modules), where)
-    with _one_line_errors("adapter", str(folder)):
+    with one_line_errors("adapter", str(folder)):
         # Without memory for the weights, as long as those in the file may have other shapes.
         model = with_adapter(base, config, low_cpu_mem_usage=True).eval()
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -226,7 +146,7 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     except ConfigError:
         model.unload()  # the base as it was
         raise
-    with _one_line_errors("adapter", str(folder)):
+    with one_line_errors("adapter", str(folder)):
         set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
     return model
 

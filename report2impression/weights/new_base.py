@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 from report2impression.program.errors import ConfigError
 from report2impression.program.files import new_folder
 from report2impression.reading.sources import read_pairs
-from report2impression.weights.loading import load_tokenizer
+from report2impression.weights.tokenizer import load_tokenizer
 
 N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
 WORD_START = "\u2581"  # SentencePiece's mark of a blank

@@ -1,13 +1,15 @@
 """Save an adapter or a whole model, whole or not at all."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from report2impression.program.files import replaced
+from report2impression.program.files import replaced, write_file
+from report2impression.weights.adapter_files import CONFIG
 
 
 def save_model(
@@ -26,6 +28,7 @@ def save_model(
     with replaced(folder) as temporary:
         if isinstance(model, PeftModel):
             model.save_pretrained(str(temporary), save_embedding_layers=False)
+            _sort_sets(temporary / CONFIG)
         else:
             stored = copy.deepcopy(model).half() if half else model
             stored.save_pretrained(str(temporary))
@@ -33,3 +36,12 @@ def save_model(
             settings.dropout_rate = getattr(model, "own_dropout", settings.dropout_rate)
             settings.save_pretrained(str(temporary))
         write_extras(temporary)
+
+
+def _sort_sets(file: Path) -> None:
+    """PEFT writes sets as lists in any order; the same adapter shall have the same bytes."""
+    settings = json.loads(file.read_text())
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(settings[name], list):
+            settings[name].sort()
+    write_file(file, json.dumps(settings, indent=2, sort_keys=True).encode())
