@@ -50,9 +50,9 @@ MODALITY = re.compile(
     r"\b(?:" + "|".join(f"({pattern})" for _, pattern in MODALITIES) + r")(?!\w)", re.IGNORECASE
 )
 STUDY = re.compile(
-    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|examination|consult\w+|"
-    r"referral|work[\s-]?up|comparison|surveillance|exam|drainage|aspiration|assessment|repeat|"
-    r"screening|investigation)\b",
+    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|"
+    r"examination|consult\w+|referral|work[\s-]?up|comparison|surveillance|exam|drainage|aspiration|assessment|"
+    r"repeat|screening|investigation)\b",
     re.IGNORECASE,
 )
 NUMBERS = {
@@ -65,8 +65,9 @@ NUMBERS = {
 }  # fmt: skip
 _COUNT = rf"(?:\d{{1,3}}|{'|'.join(NUMBERS)}|an?)"
 INTERVAL = re.compile(
-    rf"\b(?P<n>{_COUNT})(?:\s*(?:-|to|or|\u2013)\s*{_COUNT})?[\s-]*(?P<unit>hour|day|week|wk|month|mo|year|"
-    rf"yr)s?\b(?![\s-]*(?:old|ago))|\b(?P<every>annual(?:ly)?|yearly)\b",
+    rf"\b(?P<n>{_COUNT})(?:\s*(?:-|to|or|\u2013)\s*{_COUNT})?[\s-]*"
+    rf"(?P<unit>hour|day|week|wk|month|mo|year|yr)s?\b(?![\s-]*(?:old|ago))|"
+    r"\b(?P<every>annual(?:ly)?|yearly)\b",
     re.IGNORECASE,
 )
 ISO = {"h": "PT{}H", "d": "P{}D", "w": "P{}W", "m": "P{}M", "y": "P{}Y"}

@@ -21,10 +21,10 @@ VALUES = {
     "certainty": CERTAINTY,
 }
 BACK = re.compile(
-    r"(?:[\s,(]|\b(?:is|are|was|were|has|have|been|be|being|appears?|remains?|seems?|which|that|again|"
-    r"also|now|overall|significantly|slightly|mildly|markedly|interval|grossly|essentially|relatively|"
-    r"not|in|size|extent|degree|to|a|at|least|very|somewhat|both|bilaterally|on|the|left|right|"
-    r"side|seen|noted|present|identified|considered|felt)\b)*",
+    r"(?:[\s,(]|\b(?:is|are|was|were|has|have|been|be|being|appears?|remains?|seems?|which|that|"
+    r"again|also|now|overall|significantly|slightly|mildly|markedly|interval|grossly|essentially|"
+    r"not|relatively|in|size|extent|degree|to|a|at|least|very|somewhat|both|bilaterally|on|the|left|"
+    r"right|side|seen|noted|present|identified|considered|felt)\b)*",
     re.IGNORECASE,
 )
 JOINED = re.compile(r"\s*(?:,|and|or|,\s*and|with|and/or|/)\s*(?:\w+\s+){0,2}", re.IGNORECASE)
