@@ -2,7 +2,7 @@
 
 An impression is taken apart by the phrases of its study (corpora/synthetic_grammar.txt), read as
 patterns. The words of a phrase that name a finding are listed here, by hand and not from the
-lexicon; the first takes the slots, the others ("with midline shift") are there and nothing more.
+lexicon; the first takes the slots, of the others ("with midline shift") only presence is judged.
 """
 
 import functools
@@ -101,9 +101,9 @@ def _findings(match: re.Match[str], phrase: str, start: int) -> Iterator[Label]:
         }
         if first and not denied:
             values |= _slots(match, phrase)
-        elif denied and "acute" in text.split():
+        elif denied and "acute" in text[: name.end()].split():
             values["acuity"] = "acute"
-        taste = frozenset() if first or denied else frozenset(FIELDS)
+        taste = frozenset() if first else frozenset(FIELDS)
         yield Label(start + name.start(), start + name.end(), values, taste)
         first = False
 
