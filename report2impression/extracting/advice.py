@@ -55,8 +55,8 @@ MODALITY = re.compile(
     r"\b(?:" + "|".join(f"({pattern})" for _, pattern in MODALITIES) + r")(?!\w)", re.IGNORECASE
 )
 STUDY = re.compile(
-    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|"
-    r"examination|consult\w+|referral|work[\s-]?up|comparison|surveillance|exam|drainage|aspiration|assessment|"
+    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|examination|exam|"
+    r"consult\w+|referral|work[\s-]?up|comparison|surveillance|drainage|aspiration|assessment|"
     r"repeat|screening|investigation)\b",
     re.IGNORECASE,
 )
