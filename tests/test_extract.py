@@ -1,8 +1,8 @@
 """extract.py and Extractor: the tokens of eval.py, a status for whatever comes in, nothing lost."""
 
 import csv
+import io
 import json
-import os
 import pickle
 import random
 import stat
@@ -12,67 +12,28 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
 
 import eval as evaluation
 import extract
-from model import attach_lora
 from report2impression import Extractor
 from report2impression.extracting import extraction, outputs
 from report2impression.extracting.reports import Columns, Report, findings_of
-from report2impression.program.config import save
 from report2impression.program.errors import ConfigError, DataError
-from report2impression.reading.licence import MIMIC_III, Mark, write_mark
-from report2impression.reading.pairs import read_split
+from report2impression.reading.licence import MIMIC_III, write_mark
 from report2impression.reading.sections import places_of, text_of
 from report2impression.runs.evaluation import EvalConfig
-from report2impression.runs.recipe import TrainConfig
-from report2impression.weights.folders import find_trained
-from report2impression.weights.loading import load_base
-from report2impression.weights.options import LoraSettings, ModelConfig
-from report2impression.weights.saving import save_model
+from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
-from report2impression.weights.trained import trained_model
 from tests.leaks import FIELDS, Canaries, canaries
 from tests.programs import forked
-from tests.tiny import Tiny, one_line
+from tests.tiny import Tiny, one_line, rows_of
 
-SHORT = {"max_new_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """adapter/ and model/ as a run leaves them, of weights that write words."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = tiny.recipe(folder, model=ModelConfig(path=str(tiny.talkative)))
-
-    def extras(kept: TrainConfig, place: Path) -> None:
-        save(kept, place / "training.toml")
-        write_mark(place, Mark("synthetic", "none", credentialed=False))
-        load_tokenizer(str(tiny.talkative)).save_pretrained(str(place))
-
-    model = attach_lora(load_base(config.model), LoraSettings(r=4, alpha=8.0))
-    torch.manual_seed(0)
-    for name, weight in model.named_parameters():
-        if ".lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
-    save_model(model, folder / "adapter", write_extras=partial(extras, config))
-    found = find_trained(folder / "adapter")
-    whole = tiny.recipe(folder, model=config.model, tuning="full")
-    save_model(
-        trained_model(found, config.model), folder / "model", write_extras=partial(extras, whole)
-    )
-    return folder
+SHORT: dict[str, Any] = {"max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
 def extractor(trained: Path) -> Extractor:
     return Extractor(trained / "adapter", device="cpu", **SHORT)
-
-
-def rows_of(tiny: Tiny, n: int = 13) -> list[dict[str, Any]]:
-    pairs = read_split(str(tiny.data), "test").pairs[:n]
-    return [{"id": pair.id, "prompt": pair.prompt, "group": pair.group} for pair in pairs]
 
 
 def run(trained: Path, given: Path, output: Path, *flags: object) -> None:
@@ -384,17 +345,16 @@ def test_every_format_is_a_line_a_report_and_resumes(
         assert all(row["id"].startswith("'=cmd") and row["impression"] for row in cells)
 
 
+def separated(rows: list[dict[str, Any]], mark: str) -> str:
+    cells = [["id", "findings"], *([row["id"], row["prompt"]] for row in rows)]
+    return "\n".join(map(mark.join, cells))
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
-        (
-            "in.csv",
-            lambda rows: "id,findings\n" + "\n".join(f"{r['id']},{r['prompt']}" for r in rows),
-        ),
-        (
-            "in.tsv",
-            lambda rows: "id\tfindings\n" + "\n".join(f"{r['id']}\t{r['prompt']}" for r in rows),
-        ),
+        ("in.csv", partial(separated, mark=",")),
+        ("in.tsv", partial(separated, mark="\t")),
         ("in.jsonl", lambda rows: "\n".join(json.dumps(row) for row in rows)),
     ],
 )
@@ -421,21 +381,31 @@ def test_a_folder_of_reports(tiny: Tiny, trained: Path, tmp_path: Path, whole: P
     assert [record["status"] for record in found[3:]] == ["error", "no_findings"]
 
 
-def test_one_report_on_standard_input(trained: Path, extractor: Extractor) -> None:
-    import subprocess
-    import sys
+def test_one_report_on_standard_input(
+    trained: Path,
+    extractor: Extractor,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(WHOLE.encode())))
+    extract.main([f"--adapter={trained / 'adapter'}", "--cpu", "--max_new_tokens=12"])
+    assert capfd.readouterr().out == extractor([WHOLE])[0].text + "\n"
 
-    argv = [sys.executable, "extract.py", f"--adapter={trained / 'adapter'}", "--cpu"]
-    done = subprocess.run(
-        [*argv, "--max_new_tokens=12"],
-        input=WHOLE,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        cwd=Path(extract.__file__).parent,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == extractor([WHOLE])[0].text + "\n"
+
+def test_json_lines_on_standard_input(
+    trained: Path,
+    tiny: Tiny,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    lines = "\n\n".join(map(json.dumps, rows_of(tiny)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    flags = [f"--adapter={trained / 'adapter'}", "--cpu", "--max_new_tokens=12", "--format=json"]
+    extract.main([*flags, "--block_size=4"])
+    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    texts = [record["impression"] for record in records(whole)]
+    assert [record["impression"] for record in found] == texts
 
 
 @pytest.mark.parametrize(
@@ -502,11 +472,7 @@ def test_nothing_of_a_report_is_shown(
     assert told.out.count("REPORT TEXT") == 1
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["in.jsonl", "out"]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["x.jsonl"]
-    source = {
-        f"{field}.{kind}"
-        for field in ("bad", "impressions", "patient", "extra")
-        for kind in ("mrn",)
-    }
+    source = {f"{field}.mrn" for field in ("bad", "impressions", "patient", "extra")}
     leaked = {leak.canary for leak in known.found_in((tmp_path / "out" / "x.jsonl").read_bytes())}
     assert not leaked & source
 
