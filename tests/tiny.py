@@ -26,12 +26,15 @@ from report2impression.reading.pairs import read_split
 from report2impression.reading.sources import stream_pairs
 from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.tracking import Tracker
+from report2impression.weights.folders import find_trained
 from report2impression.weights.loading import (
     load_base,
 )
 from report2impression.weights.new_base import NewBaseConfig, new_base
 from report2impression.weights.options import LoraSettings, ModelConfig
+from report2impression.weights.saving import save_model
 from report2impression.weights.tokenizer import load_tokenizer
+from report2impression.weights.trained import trained_model
 from train_loop import train
 
 ROOT = Path(__file__).parents[1]
