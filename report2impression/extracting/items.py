@@ -28,7 +28,7 @@ from report2impression.extracting.rads import assessment
 from report2impression.extracting.urgency import UrgencyTable, default_table, highest
 from report2impression.scoring.faithfulness import checks
 from report2impression.scoring.faithfulness.claims import Claim, Text, read
-from report2impression.scoring.faithfulness.clinical_terms import FINDING
+from report2impression.scoring.faithfulness.clinical_terms import FINDING, GENERAL
 from report2impression.scoring.splitter import item_spans, sentence_spans
 
 ADVICE_REACH = 60  # characters: advice that opens a sentence
@@ -125,7 +125,7 @@ def _by_statement(said: Text) -> list[list[Claim]]:
 
 
 def _findings(text: str, statement: Sequence[Claim], report: Text | None) -> Iterator[Finding]:
-    stated = [claim for claim in statement if claim.kind == FINDING]
+    stated = [claim for claim in statement if claim.kind in (FINDING, GENERAL)]
     if not stated:
         return
     for claim, said in zip(stated, said_of(text, stated), strict=True):
