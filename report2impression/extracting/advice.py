@@ -23,7 +23,7 @@ TRIGGER = re.compile(
     rf"(?:suggest|advise|consider){WITHIN}(?:{STUDIES}\b|{CARE}))|"
     r"should (?:be|undergo|have)|"
     rf"follow[\s-]?up{WITHIN}(?:{STUDIES}\b|{DONE}|in \w|to\b|as clinically))|"
-    r"correlat(?:e|ion)(?=\s+(?:with|clinically|for|is|would|advised|suggested)\b|[.,;]|\s*$)|"
+    r"correlat(?:e|ion)(?=\s+(?:with|clinically|for|is(?! made)|would|advised)\b|[.,;]|\s*$)|"
     r"(?:please|could|may|can) (?:correlate|obtain|perform))\b",
     re.IGNORECASE,
 )

@@ -26,6 +26,11 @@ PRIOR_AFTER = re.compile(
     re.IGNORECASE,
 )
 AND = re.compile(r"\s*(?:and|or|/|and/or)\s*(?:\w+\s+){0,2}", re.IGNORECASE)
+OPENS = re.compile(r"[\s;:.]*(?:(?:at|at the level of)\s+)?", re.IGNORECASE)
+DISTANCE = re.compile(
+    r"\s*(?:(?:distal|proximal|deep|caudal|cranial) to|from the (?:nipple|skin|origin))\b",
+    re.IGNORECASE,
+)
 FROM_TO = re.compile(r"\bfrom\s*$", re.IGNORECASE)
 TO = re.compile(r"\s+to\s+")
 NOUN = re.compile(
@@ -61,7 +66,7 @@ def own_marks(text: str, statement: Sequence[Claim], claim: Claim, kind: str) ->
         at += 1
     start = claim.statement[0]
     opening = (m for m in claim.nearby if m.kind == kind == LEVEL and m.values & VERTEBRAE)
-    return [mark for mark in opening if not text[start : mark.start].strip(" ;:.")][:1]
+    return [mark for mark in opening if OPENS.fullmatch(text, start, mark.start)][:1]
 
 
 def _is_inside(mark: Mark, claim: Claim) -> bool:
@@ -136,7 +141,7 @@ def measurements(text: str, claim: Claim) -> tuple[Measurement, ...]:
 def _measured(text: str, mark: Mark) -> Iterator[Measurement]:
     readings = [r for r in mark.readings if r.dimension == LENGTH]
     values = tuple(round(r.values[0], 3) for r in readings)[:3]
-    if not values:
+    if not values or DISTANCE.match(text, mark.end):
         return
     lead, span = text[max(0, mark.start - 40) : mark.start], Span(mark.start, mark.end)
     turn = TO.search(text, mark.start, mark.end)

@@ -35,7 +35,9 @@ NORMAL = re.compile(
 )
 WORD = re.compile(r"[a-z][a-z-]+")
 BLOCK = 10_000  # characters; all but hostile texts are shorter
-ANOTHER = re.compile(r"\band an?\b")  # "... at the wrist and a right ulnar neuropathy"
+ANOTHER = re.compile(
+    r"\b(?:and|with|resulting in) an?\b"
+)  # "... at the wrist and a right ulnar neuropathy"
 STEM = 5  # letters; hepat(ic) is not hepar, but enlarg(ed) is enlarg(ement)
 
 

@@ -36,6 +36,7 @@ def starts(words: Sequence[str], findings: Sequence[int], organs: Sequence[int])
     inside = {j for i, end in enumerate(findings) if end for j in range(i + 1, end)}
     found = [False] * len(words)
     denial = None  # first word of the statement's denied list
+    begun = 0
     for i, word in enumerate(words):
         if i == 0 or _is_stop(words, i - 1):
             begins = True
@@ -48,16 +49,23 @@ def starts(words: Sequence[str], findings: Sequence[int], organs: Sequence[int])
                 or (_is_complete(words, i, ends, organ_ends) and _goes_on_anew(words, i, findings))
                 or (denial is not None and _ends_denied_list(words, i, ends))
             )
+            if begins and word == "there" and _only_says_where(words, begun, i):
+                begins = False
             if begins and denial is not None and _lists_on(words, i, denial):
                 begins = False
         if begins:
-            found[i], denial = True, None
+            found[i], denial, begun = True, None, i
         if word in DENIALS:
             denial = i
     for i, word in enumerate(words):  # "heart and lungs are": the cut belongs before the first
         if found[i] and word in VERBS:
             found[i] = False
     return found
+
+
+def _only_says_where(words: Sequence[str], start: int, i: int) -> bool:
+    """ "at l4-l5, there is ..."."""
+    return words[start] in {"at", "in", "on", "within"} and words[i - 1] == "," and i - start <= 8
 
 
 def _is_stop(words: Sequence[str], i: int) -> bool:
