@@ -48,10 +48,10 @@ LENGTH = "length"
 
 
 def own_marks(text: str, statement: Sequence[Claim], claim: Claim, kind: str) -> list[Mark]:
-    """The claim's sides or levels; where it has none, those of the finding that an "and" joins to
-    it, or a vertebra or disc that opens the statement ("L4-L5: bulge, stenosis")."""
+    """The sides or levels of the claim; where it has none, those of the finding that an "and"
+    joins to it, or a vertebra or disc that opens the statement ("L4-L5: bulge, stenosis")."""
     group = [c for c in statement if c.kind == claim.kind]
-    at = group.index(claim)
+    at = next(i for i, c in enumerate(group) if c is claim)
     while at < len(group):
         own = [m for m in claim.nearby if m.kind == kind and _is_inside(m, group[at])]
         own = own or [
@@ -106,10 +106,11 @@ def _vertebrae(values: frozenset[str]) -> str:
 
 def location(text: str, claim: Claim, statement: Sequence[Claim]) -> str | None:
     """The place in the words of the text: sides, levels and organs that stand together."""
+    group = [c for c in statement if c.kind == claim.kind]
     found = [
         text[start:end]
         for start, end in _places(text, claim, statement)
-        if claim in nearest(text, (start, end), [c for c in statement if c.kind == claim.kind])
+        if any(c is claim for c in nearest(text, (start, end), group))
     ]
     return " ".join(", ".join(found).lower().split()) or None
 

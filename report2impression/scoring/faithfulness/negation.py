@@ -122,8 +122,9 @@ def _cut(doc: "Doc", findings: "list[Span]", organs: "list[Span]") -> list[bool]
     each token, is it one?"""
     begin = set()
     at = 0
-    for unit in units(doc.text):
-        at = doc.text.index(unit, at)
+    text = doc.text  # a doc joins its tokens at every look
+    for unit in units(text):
+        at = text.index(unit, at)
         begin.add(at)
         at += len(unit)
     ends = [[0] * len(doc), [0] * len(doc)]

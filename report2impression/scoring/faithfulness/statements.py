@@ -23,6 +23,7 @@ CONTINUES = JOINING | NORMAL | words_of("done") | GENERIC | HEADS | words_of("co
 SEEN = {"seen", "noted", "identified"}  # verbs that may end a statement or go on
 DEMONSTRATED = words_of("done") - {"limits", "midline"}
 ADJECTIVE = ("ic", "ous", "ed", "ar", "ive", "lucent")  # "no fibrotic changes" is not yet whole
+LONGEST = 120  # words: what goes on without a stop is no statement
 LOOK_AHEAD = 12  # words in which the "or" of a denied list must come
 
 
@@ -43,7 +44,7 @@ def starts(words: Sequence[str], findings: Sequence[int], organs: Sequence[int])
         elif i in inside:
             continue
         else:
-            begins = (
+            begins = i - begun > LONGEST or (
                 _opens(words, i, ends)
                 or _is_subject(words, i, organs)
                 or (_is_complete(words, i, ends, organ_ends) and _goes_on_anew(words, i, findings))
