@@ -1,4 +1,4 @@
-"""Structured items of an impression: what is said of each finding, where, and how it is handed on."""
+"""Structured items of an impression: what is said of each finding, where, and as FHIR."""
 
 import importlib
 import json
@@ -183,7 +183,7 @@ def test_a_rads_category_only_where_written(text: str, expected: tuple[str, str]
         ("1.Clear lungs.,2.No effusion.", ["Clear lungs.", "No effusion."]),
         ("- Nodule\n- No effusion", ["Nodule", "No effusion"]),
         ("Nodule in the\nleft lung. No effusion.", ["Nodule in the\nleft lung.", "No effusion."]),
-        ("Nodule. This may be a scar. Recommend CT.", ["Nodule. This may be a scar. Recommend CT."]),
+        ("Nodule. This may be one. Advise CT.", ["Nodule. This may be one. Advise CT."]),
         ("no effusion", ["no effusion"]),
         ("", []),
         (" \n ", []),
@@ -198,10 +198,10 @@ def test_items_are_the_text_without_its_numbers(text: str, items: list[str]) -> 
 def test_evidence_is_where_the_source_says_so() -> None:
     source = "there is no pleural effusion. new nodule in the left lower lobe of 8 mm."
     said = structure("8 mm nodule in the left lower lobe. No pleural effusion. Fracture.", source)
-    where = [[source[s.start : s.end] for s in f.evidence] for f in findings(said)]
+    where = [[source[s.start : s.end].rstrip(".") for s in f.evidence] for f in findings(said)]
     assert where == [
-        ["new nodule in the left lower lobe of 8 mm."],
-        ["there is no pleural effusion."],
+        ["new nodule in the left lower lobe of 8 mm"],
+        ["there is no pleural effusion"],
         [],
     ]
     assert said.checks is not None
@@ -255,9 +255,10 @@ def test_a_bad_urgency_table_is_told_by_its_line(tmp_path: Path, text: str) -> N
 
 
 HOSTILE = [
-    "", " ", "\n" * 99, "\x00\x1b[31m", "\u202e\u05d0\u05d1\u05d2 nodule", "<script>nodule</script>",
-    "nodule, " * 300, "1. " * 300, ". " * 900, "5 x 4 x 3 mm " * 200, "a" * 5000, "no effusion. " * 400,
-    "l4-l5 left " * 300, "is recommended if " * 200, "\ud800 nodule", "99. nodule", "\u2028nodule\x0b",
+    "", " ", "\n" * 99, "\x00\x1b[31m", "\u202e\u05d0\u05d1 nodule", "<b>nodule</b>",
+    "nodule, " * 150, "1. " * 99, ". " * 300, "5 x 4 x 3 mm " * 50, "a" * 5000,
+    "no effusion. " * 99, "l4-l5 left " * 99, "is recommended if " * 99,
+    "\ud800 nodule", "99. nodule", "\u2028nodule\x0b",
 ]  # fmt: skip
 
 
