@@ -12,9 +12,7 @@ from report2impression.program.errors import ConfigError
 from report2impression.reporting import published
 from report2impression.runs.evaluation import EvalConfig
 from report2impression.runs.recipe import TrainConfig
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 
