@@ -25,7 +25,7 @@ from report2impression.audit.audit import (
     audit,
     read_splits,
 )
-from report2impression.audit.checks import has_placeholder, is_boilerplate, prepare, run_checks
+from report2impression.audit.checks import is_boilerplate, prepare, run_checks
 from report2impression.audit.cleaning import REMOVABLE, names_to_remove
 from report2impression.audit.findings import CHECKS, bad_rows, judge
 from report2impression.corpora.synthetic import generate
@@ -488,11 +488,6 @@ def test_sketches_estimate_the_overlap() -> None:
 )
 def test_boilerplate(target: str, expected: bool) -> None:
     assert is_boilerplate(target) is expected
-
-
-def test_placeholders() -> None:
-    assert has_placeholder("seen on [**2101-1-1**]") and has_placeholder("chest x-____")
-    assert has_placeholder("compared to XXXX") and not has_placeholder("maxxxximal _ [x]")
 
 
 def test_judging_waits_for_the_least_share() -> None:

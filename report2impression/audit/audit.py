@@ -36,7 +36,7 @@ from report2impression.reading.licence import mark_of
 from report2impression.reading.options import PairSource
 from report2impression.reading.pairs import SPLITS, Pair, Split, has_split, open_pairs
 from report2impression.reporting.pages import write_page
-from report2impression.scoring import baselines
+from report2impression.scoring import baselines, placeholders
 from report2impression.scoring.rouge_bleu import scores
 
 N_SCORED, N_NEIGHBOURS = 1000, 10_000  # pairs: more cost minutes and change the scores little
@@ -258,11 +258,7 @@ def _word_lengths(texts: Sequence[Texts], words: Words) -> dict[str, Any]:
     for x in texts:
         for side, name in (("input", "prompt"), ("target", "impression")):
             counts = words[side][x.split.name]
-            n = sum(
-                len(baselines.PLACEHOLDER.findall(text))
-                for text in (getattr(pair, name) for pair in x.pairs)
-                if "__" in text or "[**" in text or "xxxx" in text.lower()
-            )
+            n = sum(placeholders.count(getattr(pair, name)) for pair in x.pairs)
             share = {"placeholders": 100 * n / max(int(counts.sum()), 1)}
             found[side][x.split.name] = _spread(counts) | share
     return found

@@ -102,11 +102,16 @@ def text_of(report: str, name: str) -> str:
 
 
 def texts_of(report: str) -> dict[str, str]:
-    """The text of each name in the report that has one: of several impressions the last, of other
-    sections of one name all, a newline between them."""
-    every = all_texts_of(report)
-    last = {name: texts[-1] for name, texts in every.items() if name == "impression"}
-    return {name: "\n".join(texts) for name, texts in every.items()} | last
+    """The text of each name in the report that has one, as `chosen` of all."""
+    return chosen(all_texts_of(report))
+
+
+def chosen(every: dict[str, list[str]]) -> dict[str, str]:
+    """Of several impressions the last; of other sections of one name all, a newline between."""
+    return {
+        name: texts[-1] if name == "impression" else "\n".join(texts)
+        for name, texts in every.items()
+    }
 
 
 def all_texts_of(report: str) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from report2impression.scoring.faithfulness.clinical_terms import ANATOMY, FINDING, SIGN, words
 from report2impression.scoring.faithfulness.marks import Mark, marks
 from report2impression.scoring.faithfulness.negation import TERMS, parse
+from report2impression.scoring.placeholders import replaced
 
 if TYPE_CHECKING:
     from spacy.tokens import Span
@@ -115,7 +116,7 @@ def _claims(text: str, spans: "list[Span]", start: int, end: int) -> list[Claim]
                 denied=span._.negated,
                 suspected=span._.suspected,
                 normal=normal,
-                masked="____" in lead.split()[-3:],
+                masked="____" in replaced(f"{lead} finding").split()[-4:-1],
                 before=frozenset(WORD.findall(lead)[-6:]),
                 stems=stems,
             )
