@@ -12,9 +12,7 @@ from report2impression.program.errors import ConfigError
 from report2impression.reporting import published
 from report2impression.runs.evaluation import EvalConfig
 from report2impression.runs.recipe import TrainConfig
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 
@@ -38,6 +36,22 @@ def test_the_published_recipe_states_the_published_result() -> None:
         assert " ".join(f"{loss:.4f}" for loss in losses) in header
     for row in published.SCORES.values():
         assert all(f"{score:.1f}" in header for score in row.values())
+
+
+def test_the_published_figures_stand_beside_the_published_run_only() -> None:
+    default = TrainConfig()
+    assert default.is_published
+    data, model = default.data, default.model
+    assert replace(default, model=replace(model, path="t5-small"), epochs=1).is_published
+    for change in (
+        {"data": replace(data, path="reports")},
+        {"data": replace(data, mix=("more",), weights=(1.0, 1.0))},
+        {"model": replace(model, path="google-t5/t5-base")},
+        {"model": replace(model, path="assets/tiny_base")},
+        {"tuning": "full"},
+        {"objective": "denoise"},
+    ):
+        assert not replace(default, **change).is_published, change
 
 
 def test_published_steps_follow_from_the_recipe() -> None:

@@ -41,7 +41,7 @@ from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.pairs import BadRow, Pair
 from report2impression.reading.sources import SHOWN
 
-FORMAT = "4"  # raise when the meaning of a stored folder changes
+FORMAT = "5"  # raise when the meaning of a stored folder changes
 NAMES, IMPRESSIONS = "names", "impressions"
 COUNTS = ("n_truncated", "n_unknown")  # of each side: fields of its `Tokens`
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, DataError, exits_cleanly
+from report2impression.reading.hl7 import from_hl7
 from report2impression.reading.sections import find_sections
 
 
@@ -25,7 +26,8 @@ class SectionsConfig:
 
 
 def read_reports(source: str) -> Iterator[tuple[str, str]]:
-    """(file name, report) of a file, a folder of .txt files, or standard input ("-")."""
+    """(file name, report) of a file, a folder of .txt files, or standard input ("-"); of an HL7
+    message its text."""
     path = Path(source).expanduser()
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     if not files:
@@ -33,7 +35,7 @@ def read_reports(source: str) -> Iterator[tuple[str, str]]:
     for file in files:
         try:
             data = sys.stdin.buffer.read() if source == "-" else file.read_bytes()
-            yield file.name, data.decode("utf-8-sig")
+            yield file.name, from_hl7(data.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise DataError(f"{file} is not UTF-8; save it as UTF-8") from None
         except OSError as error:

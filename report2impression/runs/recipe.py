@@ -134,6 +134,12 @@ class TrainConfig:
         if self.best_by == "rougeL" and not self.generate_n:
             raise ConfigError("best_by = rougeL needs generate_n >= 1 and objective = extract")
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the published figures are those of such a run: its data and its base."""
+        is_run = self.objective == "extract" and self.tuning == "lora"
+        return is_run and is_published(self.data, self.model)
+
     def mark(self) -> Mark:
         """Whether data or base are credentialed; the weights inherit it. Raises DataError."""
         return inherited(self.data.mark(), self.model.path)
@@ -175,3 +181,9 @@ class TrainConfig:
         )
         left = self.total_steps(len(dataset), n_ranks) - epoch * len(steps)
         return steps[: max(0, left)]
+
+
+def is_published(data: DataConfig, model: ModelConfig) -> bool:
+    """Beside anybody's own data or base the published figures would be noise."""
+    paths = data.path, model.path.removeprefix("google-t5/")
+    return paths == ("hejazizo/mimic-iii", "t5-small") and not data.mix
