@@ -72,10 +72,12 @@ class Side:
     max_tokens: int
     before: str = ""
     between: str = ""
+    after: str = ""
     add_eos: bool = True
 
     def text(self, pair: Pair) -> str:
-        return self.before + self.between.join(getattr(pair, field) for field in self.fields)
+        text = self.between.join(getattr(pair, field) for field in self.fields)
+        return f"{self.before}{text}{self.after}"
 
 
 class Stored(NamedTuple):
