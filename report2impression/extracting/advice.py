@@ -19,7 +19,7 @@ CARE = (
 WITHIN = r"(?=\s+(?:[\w-]+\s+){0,4}?"  # the next few words lead to ...
 TRIGGER = re.compile(
     r"\b(?:recommend(?:ed|s|ations?|ing)?|"
-    rf"(?:is|are|be|also) (?:{DONE}|helpful|useful|of value)|"
+    rf"(?:is|are|be|also) (?:{DONE}|helpful|useful|of value|of benefit|beneficial)|"
     rf"(?:suggest|advise|consider){WITHIN}(?:{STUDIES}\b|{CARE}))|"
     r"should (?:be|undergo|have)|"
     rf"follow[\s-]?up{WITHIN}(?:{STUDIES}\b|{DONE}|in \w|to\b|as clinically))|"
@@ -28,7 +28,12 @@ TRIGGER = re.compile(
     re.IGNORECASE,
 )
 # These advise only where they speak of a study or of care: "is seen and could be a cyst" does not.
-NEEDS_STUDY = re.compile(r"(?:is|are|be) |should|please|could|may|can", re.IGNORECASE)
+NEEDS_STUDY = re.compile(
+    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|examination|exam|"
+    r"consult\w+|referral|work[\s-]?up|comparison|surveillance|drainage|aspiration|assessment|"
+    r"repeat|screening|investigation)\b",
+    re.IGNORECASE,
+)
 MODALITIES: tuple[tuple[str, str], ...] = (
     ("MRCP", r"mrcp"),
     ("PET/CT", r"pet(?:[/ -]?ct)?(?: scan\w*)?|positron emission tomograph\w+"),
@@ -50,8 +55,8 @@ MODALITY = re.compile(
     r"\b(?:" + "|".join(f"({pattern})" for _, pattern in MODALITIES) + r")(?!\w)", re.IGNORECASE
 )
 STUDY = re.compile(
-    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|"
-    r"examination|consult\w+|referral|work[\s-]?up|comparison|surveillance|exam|drainage|aspiration|assessment|"
+    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|examination|exam|"
+    r"consult\w+|referral|work[\s-]?up|comparison|surveillance|drainage|aspiration|assessment|"
     r"repeat|screening|investigation)\b",
     re.IGNORECASE,
 )

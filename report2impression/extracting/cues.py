@@ -23,11 +23,20 @@ VALUES = {
 BACK = re.compile(
     r"(?:[\s,(]|\b(?:is|are|was|were|has|have|been|be|being|appears?|remains?|seems?|which|that|"
     r"again|also|now|overall|significantly|slightly|mildly|markedly|interval|grossly|essentially|"
-    r"not|relatively|in|size|extent|degree|to|a|at|least|very|somewhat|both|bilaterally|on|the|left|"
-    r"right|side|seen|noted|present|identified|considered|felt)\b)*",
+    r"relatively|not|in|size|extent|degree|to|a|at|least|very|somewhat|both|bilaterally|on|the|"
+    r"left|right|side|seen|noted|present|identified|considered|felt)\b)*",
     re.IGNORECASE,
 )
+VERB = re.compile(r"[a-z]", re.IGNORECASE)
+NO_MORE = re.compile(
+    r"\s*(?:[.,;:)]|$|(?:in (?:size|degree|extent)|since|compared|from|and|when|but|as|on)\b)"
+)
 JOINED = re.compile(r"\s*(?:,|and|or|,\s*and|with|and/or|/)\s*(?:\w+\s+){0,2}", re.IGNORECASE)
+ELSE = re.compile(
+    r"(?<!degree )(?<!amount )(?<!volume )(?<!burden )(?<!quantity )(?<!component )\bof\b|"
+    r"\b(?:from|to|by|for|with|at|secondary|causing|measuring|without)\b",
+    re.IGNORECASE,
+)
 REACH = 80  # characters: an attribute stands near what it describes
 
 
@@ -53,20 +62,28 @@ def _pattern(kind: str) -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile(rf"(?<![\w-])(?:{each})(?![\w-])", re.IGNORECASE), values
 
 
-def owners(text: str, cue: Cue, stated: Sequence[Claim]) -> list[Claim]:
-    """The findings of the cue's statement that it describes, in order; none if all are far."""
+def owners(text: str, cue: Cue, stated: Sequence[Claim], *, directly: bool = False) -> list[Claim]:
+    """The findings of the cue's statement that it describes; none if all are far. `directly`: nor
+    one that something else leads to ("extensive artifact from the pacemaker")."""
     inside = [claim for claim in stated if claim.start <= cue.start < claim.end]
     if inside:
         return inside[:1]
     before = [i for i, claim in enumerate(stated) if claim.end <= cue.start]
     after = [i for i, claim in enumerate(stated) if claim.start >= cue.end]
-    if before and (not after or BACK.fullmatch(text, stated[before[-1]].end, cue.start)):
+    if before and (not after or _is_of_the_last(text, cue, stated[before[-1]].end)):
         at, step = before[-1], -1
-    elif after:
+    elif after and not (directly and ELSE.search(text, cue.end, stated[after[0]].start)):
         at, step = after[0], 1
     else:
         return []
     return _joined(text, stated, at, step) if _is_near(cue, stated[at]) else []
+
+
+def _is_of_the_last(text: str, cue: Cue, end: int) -> bool:
+    """By a verb ("effusion is large"), or by a comma with nothing to go on to ("effusion, large.");
+    "enlargement, large effusion" goes on."""
+    gap = BACK.fullmatch(text, end, cue.start)
+    return gap is not None and bool(VERB.search(gap[0]) or NO_MORE.match(text, cue.end))
 
 
 def _is_near(cue: Cue, claim: Claim) -> bool:

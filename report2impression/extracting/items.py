@@ -35,12 +35,13 @@ ADVICE_REACH = 60  # characters: advice that opens a sentence
 RULES = "2026-11"  # version of lexicon and rules: the provenance's `rules`
 
 NUMBER = re.compile(
-    r"\s*(?:#?(\d{1,2})[.):](?=\s)|[-*\u2022\u2013\u25cf](?=\s)|\(?[a-h][.)](?=\s))\s*"
+    r"\s*(?:#?\d{1,2}[.):](?=[\sA-Z])|[-*\u2022\u2013\u25cf](?=\s)|\(?[a-h][.)](?=\s))\s*"
 )
 FIRST_DIGIT = re.compile(r"(?<!\S)#?\d")
 BARE = re.compile(r"\s*(\d{1,2})\s+")
 # A line that goes on with the one before: no number, and a small letter or no stop before it.
 WRAPPED = re.compile(r"(?<=[^\s.:;!?])[ \t]*\r?\n[ \t]*(?=[a-z(])(?![a-h][.)]\s)")
+RUN_ON = re.compile(r"(?<=\.),(?=\d{1,2}\.)")  # "1.Clear lungs.,2.No effusion."
 GOES_ON = re.compile(
     r"\s*(?:this|these|it|they|that|findings?|which|the (?:finding|lesion|mass|nodule)|other|"
     r"differential|considerations?)\b",
@@ -98,6 +99,7 @@ def _lists(value: Any) -> Any:
 
 def _joined_lines(text: str) -> str:
     """A sentence that was wrapped stands on one line again; every offset stays."""
+    text = RUN_ON.sub("\n", text)
     if text.islower():
         return text  # lines of the kind that has no stops and no capitals
     return WRAPPED.sub(lambda gap: " " * len(gap[0]), text)
@@ -134,9 +136,9 @@ def _findings(text: str, statement: Sequence[Claim], report: Text | None) -> Ite
             span=Span(claim.start, claim.end),
             presence=said.presence,
             certainty=said.certainty,
-            laterality=laterality(claim),
+            laterality=laterality(text, statement, claim),
             location=location(text, claim, statement),
-            level=level(text, claim),
+            level=level(text, statement, claim),
             severity=said.severity,
             change=said.change,
             acuity=said.acuity,

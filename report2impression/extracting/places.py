@@ -25,6 +25,7 @@ PRIOR_AFTER = re.compile(
     r"\s*(?:in \w+ )?(?:previously|before|on (?:the )?(?:prior|previous|earlier)|formerly)\b",
     re.IGNORECASE,
 )
+AND = re.compile(r"\s*(?:and|or|/|and/or)\s*(?:\w+\s+){0,2}", re.IGNORECASE)
 FROM_TO = re.compile(r"\bfrom\s*$", re.IGNORECASE)
 TO = re.compile(r"\s+to\s+")
 NOUN = re.compile(
@@ -41,18 +42,41 @@ LINK = re.compile(
 LENGTH = "length"
 
 
-def laterality(claim: Claim) -> str | None:
-    sides = claim.values(SIDE)
+def own_marks(text: str, statement: Sequence[Claim], claim: Claim, kind: str) -> list[Mark]:
+    """The claim's sides or levels; where it has none, those of the finding that an "and" joins to
+    it, or a vertebra or disc that opens the statement ("L4-L5: bulge, stenosis")."""
+    group = [c for c in statement if c.kind == claim.kind]
+    at = group.index(claim)
+    while at < len(group):
+        own = [m for m in claim.nearby if m.kind == kind and _is_inside(m, group[at])]
+        own = own or [
+            m
+            for m in group[at].marks
+            if m.kind == kind and not any(_is_inside(m, c) for c in group)
+        ]
+        if own:
+            return sorted(own, key=lambda mark: mark.start)
+        if at + 1 == len(group) or not AND.fullmatch(text, group[at].end, group[at + 1].start):
+            break
+        at += 1
+    start = claim.statement[0]
+    opening = (m for m in claim.nearby if m.kind == kind == LEVEL and m.values & VERTEBRAE)
+    return [mark for mark in opening if not text[start : mark.start].strip(" ;:.")][:1]
+
+
+def _is_inside(mark: Mark, claim: Claim) -> bool:
+    return claim.start <= mark.start and mark.end <= claim.end
+
+
+def laterality(text: str, statement: Sequence[Claim], claim: Claim) -> str | None:
+    marks = own_marks(text, statement, claim, SIDE)
+    sides = frozenset().union(*(mark.values for mark in marks))
     return "bilateral" if sides >= LEFT_RIGHT else next(iter(sides), None)
 
 
-def level(text: str, claim: Claim) -> str | None:
+def level(text: str, statement: Sequence[Claim], claim: Claim) -> str | None:
     """The level as written ("lower lobe", "frontal"), vertebrae and discs by name ("L4-L5")."""
-    own = [mark for mark in claim.marks if mark.kind == LEVEL]
-    near = [mark for mark in claim.nearby if mark.kind == LEVEL]
-    if not own and len({mark.values for mark in near}) == 1:
-        own = near[:1]
-    names = [_level_name(text, mark) for mark in sorted(own, key=lambda mark: mark.start)]
+    names = [_level_name(text, mark) for mark in own_marks(text, statement, claim, LEVEL)]
     return ", ".join(dict.fromkeys(names)) or None
 
 

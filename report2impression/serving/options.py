@@ -1,22 +1,25 @@
 """What a service is told; loads nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-from report2impression.decoding.options import DecodingConfig
+from report2impression.extracting.options import ExtractorConfig
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, check_least, exits_cleanly
+from report2impression.runs.evaluation import BaseConfig
+from report2impression.weights.folders import find_trained
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LEAST_TOKEN = 16  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(DecodingConfig):
+class ServeConfig(ExtractorConfig):
     """A service over one adapter."""
 
     adapter: str
-    """Adapter folder of a run (RUN/adapter), or a whole model."""
+    """What a run trained (RUN/adapter, or RUN/model), or a merged model."""
     host: str = "127.0.0.1"
     """Address to listen on; another than this machine's own needs token_file."""
     port: int = 8000
@@ -31,6 +34,7 @@ class ServeConfig(DecodingConfig):
     """Milliseconds in which requests are gathered to be decoded together."""
     cpu: bool = False
     """Decode on the CPU even if a GPU is there."""
+    model: BaseConfig = field(default_factory=BaseConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,4 +73,9 @@ def serving_settings(argv: list[str] | None = None) -> ServeConfig:
     """SystemExit where they are wrong (2)."""
     config = parse(ServeConfig, argv, description="A page and a service over one adapter")
     config.token()
+    find_trained(config.adapter)  # refused before torch is loaded
+    if not find_spec("uvicorn"):
+        raise ConfigError(
+            'the service needs the extra "serve": pip install -c constraints.txt ".[serve]"'
+        )
     return config

@@ -35,6 +35,7 @@ NORMAL = re.compile(
 )
 WORD = re.compile(r"[a-z][a-z-]+")
 BLOCK = 10_000  # characters; all but hostile texts are shorter
+ANOTHER = re.compile(r"\band an?\b")  # "... at the wrist and a right ulnar neuropathy"
 STEM = 5  # letters; hepat(ic) is not hepar, but enlarg(ed) is enlarg(ement)
 
 
@@ -191,6 +192,7 @@ def nearest(text: str, at: tuple[int, int], pool: list[Claim]) -> list[Claim]:
     last = max((claim.end for claim in earlier), default=pool[0].statement[0] if pool else 0)
     first = min((claim.start for claim in later), default=end)
     lead, way = text[last:start].lower(), text[end:first].lower()
+    lead = ANOTHER.split(lead)[-1]
     says_where = set(WORD.findall(lead)[-4:]) & WHERE or ASIDE & set(WORD.findall(way))
     if earlier and not NORMAL.search(lead) and (says_where or not later):
         return [claim for claim in earlier if claim.end == last]
