@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,8 @@ def written(report: str) -> str:
 class Decoder:
     """Answers after the gate is open, and notes the batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Callable[[str], Record] | None = None) -> None:
+        self.record = record or (lambda report: {"impression": written(report), "items": []})
         self.batches: list[list[str]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -41,7 +42,7 @@ class Decoder:
         self.batches.append(list(reports))
         if any("broken" in report for report in reports):
             raise ValueError(CANARY)
-        return [{"impression": written(report), "items": []} for report in reports]
+        return [self.record(report) for report in reports]
 
 
 class Served:
@@ -70,9 +71,9 @@ class Served:
 
 
 @contextmanager
-def served(**options: Any) -> Iterator[Served]:
+def served(record: Callable[[str], Record] | None = None, **options: Any) -> Iterator[Served]:
     """On a free port, in a thread."""
-    decoder = Decoder()
+    decoder = Decoder(record)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
