@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import pytest
 
@@ -233,7 +234,7 @@ def test_no_report_of_the_seeds_to_keep_away_from(
 ) -> None:
     """(The same seed would begin with the very same reports.)"""
     monkeypatch.setattr(synthetic, "N_DEFAULT", 90)
-    sizes = {"n_train": 60, "n_validation": 20, "n_test": 10}
+    sizes: dict[str, Any] = {"n_train": 60, "n_validation": 20, "n_test": 10}
     write_splits(tmp_path / "demo", **sizes, seed=seed)
     write_splits(tmp_path / "base", **sizes, seed=seed, without_seeds=(0, 1, 2))
     assert len(prompts_in(tmp_path / "demo")) == len(prompts_in(tmp_path / "base")) == 90

@@ -123,10 +123,11 @@ def jsonl_rows(file: Path) -> Iterator[tuple[int, Row]]:
         if line is None:
             yield number, TOO_LONG
         else:
-            yield number, _parse_json(line) if line.strip() else BLANK
+            yield number, parse_json(line) if line.strip() else BLANK
 
 
-def _parse_json(line: bytes) -> Row:
+def parse_json(line: bytes) -> Row:
+    """The object in one line, or why there is none."""
     try:
         row = _JSON.decode(line.decode("utf-8"))
     except UnicodeDecodeError:

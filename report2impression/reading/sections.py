@@ -158,6 +158,33 @@ def _without_weak(report: str, sections: list[Section]) -> list[Section]:
     return [replace(s, name=instead) if weak else s for s, weak in pairs]
 
 
+def places_of(report: str, name: str) -> list[int]:
+    """Where each character of `text_of(report, name)` stands in the report; of a newline between
+    two sections, where the second one begins."""
+    found: list[int] = []
+    for section in find_sections(report):
+        if section.name == name:
+            text = report[section.start : section.end]
+            kept = _without_breaks(text)
+            if kept:
+                found += [section.start + kept[0]] * bool(found)
+                found += [section.start + place for place in kept]
+    return found
+
+
+def _without_breaks(text: str) -> list[int]:
+    """Places of the characters outside page breaks, without white space at both ends."""
+    kept: list[int] = []
+    last = 0
+    for match in _PAGE_BREAK.finditer(text):
+        kept += range(last, match.start())
+        last = match.end()
+    kept += range(last, len(text))
+    start = next((i for i, place in enumerate(kept) if not text[place].isspace()), len(kept))
+    end = next((i for i in range(len(kept), start, -1) if not text[kept[i - 1]].isspace()), start)
+    return kept[start:end]
+
+
 def _as_findings(report: str, section: Section) -> Section:
     title = report[section.heading_start : section.heading_end]
     is_exam = section.name == "other" and section.end > section.start and _EXAMINED.search(title)

@@ -8,8 +8,9 @@ none. Numbers are items only if they count 1, 2, 3 ... from the start of the tex
 cm" is one item. No word is lost or changed: the parts, joined by blanks, are the words of the text.
 """
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 VERSION = "items and sentences, 1"  # part of the signature: another rule gives other scores
 
@@ -22,6 +23,7 @@ NUMBERED = (
     "t|l|c|s|day|pod|rib|bi-rads|birads|lung-rads|tirads|pirads|category|class|fazekas"
 )
 MARK = re.compile(r"(?<!\S)#?(\d{1,2})([.):])?(?=\s+\S)")
+LOOK_BACK = 24  # characters: longer than any word that the patterns look for before a place
 TAKES_NUMBER = re.compile(rf"(?<![\w-])({NUMBERED})\s*$", re.IGNORECASE)
 UNIT = re.compile(rf"\s+({UNITS})s?\b", re.IGNORECASE)
 
@@ -36,12 +38,22 @@ NO_END = re.compile(
 
 def items(text: str) -> list[str]:
     """The numbered items with their numbers, and what stands before the first; lines apart."""
-    return [part for line in text.splitlines() for part in _cut(line, _item_starts(line))]
+    return [text[start:end] for start, end in item_spans(text)]
+
+
+def item_spans(text: str) -> list[tuple[int, int]]:
+    """Where the items stand: characters [start, end) of the text."""
+    return _spans(text, _item_starts)
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Where the sentences stand: characters [start, end) of the text."""
+    return _spans(text, _sentence_starts)
 
 
 def sentences(text: str) -> list[str]:
     """The sentences, with their stops; lines apart."""
-    return [part for line in text.splitlines() for part in _cut(line, _sentence_starts(line))]
+    return [text[start:end] for start, end in sentence_spans(text)]
 
 
 def units(text: str) -> list[str]:
@@ -54,20 +66,32 @@ def one_per_line(texts: Sequence[str]) -> list[str]:
     return ["\n".join(units(text)) for text in texts]
 
 
-def _cut(line: str, starts: Sequence[int]) -> list[str]:
-    ends = [*starts, len(line)]
-    parts = [line[a:b].strip() for a, b in zip([0, *starts], ends, strict=True)]
-    return [part for part in parts if part]
+def _spans(text: str, starts: Callable[[str], Sequence[int]]) -> list[tuple[int, int]]:
+    """The parts of each line, without the blanks around them; no empty ones."""
+    found, at = [], 0
+    for line in text.splitlines(keepends=True):
+        cuts = [0, *starts(line.rstrip("\r\n")), len(line)]
+        for first, last in itertools.pairwise(cuts):
+            part = line[first:last]
+            begin = first + len(part) - len(part.lstrip())
+            if part.strip():
+                found.append((at + begin, at + begin + len(part.strip())))
+        at += len(line)
+    return found
 
 
 def _item_starts(line: str) -> list[int]:
     """Where 1, 2, 3 ... stand as marks. A list is all dotted or all bare, as its 1 is; the bare
     one must open the line. Nothing where there is a 1 but no 2."""
-    for first in MARK.finditer(line):
-        if first[1] != "1" or not (first[2] or not line[: first.start()].strip()):
+    marks = list(MARK.finditer(line))
+    lead = len(line) - len(line.lstrip())
+    tried: set[bool] = set()  # a later 1 of the same kind counts on no further than the first did
+    for at, first in enumerate(marks):
+        if first[1] != "1" or not (first[2] or first.start() <= lead) or bool(first[2]) in tried:
             continue
+        tried.add(bool(first[2]))
         found = [first.start()]
-        for mark in MARK.finditer(line, first.end()):
+        for mark in marks[at + 1 :]:
             due = int(mark[1]) == len(found) + 1 and bool(mark[2]) == bool(first[2])
             if due and (mark[2] or _stands_alone(line, mark)):
                 found.append(mark.start())
@@ -78,9 +102,10 @@ def _item_starts(line: str) -> list[int]:
 
 def _stands_alone(line: str, mark: re.Match[str]) -> bool:
     """A bare number that neither counts a unit nor belongs to the word before it."""
-    before = line[: mark.start()]
+    before = line[max(0, mark.start() - LOOK_BACK) : mark.start()]
     return not UNIT.match(line, mark.end()) and not TAKES_NUMBER.search(before)
 
 
 def _sentence_starts(line: str) -> list[int]:
-    return [gap.end() for gap in ENDED.finditer(line) if not NO_END.search(line, 0, gap.start())]
+    gaps = ((gap, max(0, gap.start() - LOOK_BACK)) for gap in ENDED.finditer(line))
+    return [gap.end() for gap, at in gaps if not NO_END.search(line, at, gap.start())]

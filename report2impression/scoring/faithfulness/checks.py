@@ -94,6 +94,27 @@ def findings(source: str, impression: str) -> dict[str, list[Span]]:
     return {check: sorted(set(found[check])) for check in CHECKS}
 
 
+def evidence(report: Text, claim: Claim) -> list[Claim]:
+    """Where the report says what the claim says: the claims of it that have most in common."""
+    if claim.denied:
+        organs = lexicon().organs[claim.concept]
+        denials = [m for m in _mentions(report, claim) if m.denied and m.concept == claim.concept]
+        return denials or [c for c in report.of_kind(ANATOMY) if c.normal and c.concept in organs]
+    said = [m for m in _mentions(report, claim) if not m.denied and _sides_meet(claim, m)]
+    likeness = [_likeness(claim, m) for m in said]
+    most = max(likeness, default=0)
+    return [m for m, like in zip(said, likeness, strict=True) if like == most]
+
+
+def omitted_measurements(report: Text, said: Text) -> int:
+    """Measurements of the report that the impression repeats neither whole nor rounded."""
+    stated = [reading for mark in _of(said, SIZE) for reading in mark.readings]
+    return sum(
+        not any(_is_given(reading, mark.readings) for reading in stated)
+        for mark in _of(report, SIZE)
+    )
+
+
 def prepare() -> None:
     """What takes a second at the first use."""
     read("")

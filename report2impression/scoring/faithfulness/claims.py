@@ -5,16 +5,18 @@ if it says where ("... in the left lower lobe"), else to the next ("left pleural
 whatever finding or organ the statement has. All offsets are characters of the text as given.
 """
 
+import bisect
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from report2impression.scoring.faithfulness.clinical_terms import ANATOMY, FINDING, SIGN, words
 from report2impression.scoring.faithfulness.marks import Mark, marks
 from report2impression.scoring.faithfulness.negation import TERMS, parse
 from report2impression.scoring.placeholders import replaced
+from report2impression.scoring.splitter import sentence_spans
 
 if TYPE_CHECKING:
     from spacy.tokens import Span
@@ -33,6 +35,8 @@ NORMAL = re.compile(
     re.IGNORECASE,
 )
 WORD = re.compile(r"[a-z][a-z-]+")
+BLOCK = 10_000  # characters; all but hostile texts are shorter
+ANOTHER = re.compile(r"\band an?\b")  # "... at the wrist and a right ulnar neuropathy"
 STEM = 5  # letters; hepat(ic) is not hepar, but enlarg(ed) is enlarg(ement)
 
 
@@ -48,6 +52,7 @@ class Claim:
     suspected: bool
     normal: bool  # its statement calls something normal
     masked: bool  # a removed word ("____") leads to it: it may have been the side
+    statement: tuple[int, int]  # characters [start, end) of the text
     before: frozenset[str]  # the words that lead to it
     stems: frozenset[str]  # what its statement is about
     marks: list[Mark] = field(default_factory=list)
@@ -75,8 +80,55 @@ class Text:
 @functools.lru_cache(maxsize=32_768)
 def read(text: str) -> Text:
     """Parsed once per text: base, adapter and reference are held against the same reports."""
+    found: list[Mark] = []
+    claims: list[Claim] = []
+    loose: list[Mark] = []
+    for start, end in _blocks(text):
+        block = _read(text[start:end])
+        if start:
+            block = _moved(block, start)
+        claims += block.claims
+        found += block.marks
+        loose += block.loose
+    return Text(tuple(claims), tuple(found), tuple(loose))
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Whole sentences of at most BLOCK characters together; a longer one is cut at a blank."""
+    start = 0
+    if len(text) > BLOCK:
+        begins = [begin for begin, _ in sentence_spans(text)]
+        while len(text) - start > BLOCK:
+            last = begins[bisect.bisect_right(begins, start + BLOCK) - 1] if begins else 0
+            blank = text.rfind(" ", start + 1, start + BLOCK)
+            end = last if last > start else blank if blank > start else start + BLOCK
+            yield start, end
+            start = end
+    yield start, len(text)
+
+
+def _moved(text: Text, by: int) -> Text:
+    """The same, as far into the text as its block is."""
+    new: dict[int, Mark] = {}
+
+    def move(mark: Mark) -> Mark:
+        if id(mark) not in new:
+            new[id(mark)] = replace(mark, start=mark.start + by, end=mark.end + by)
+        return new[id(mark)]
+
+    for claim in text.claims:
+        claim.start, claim.end = claim.start + by, claim.end + by
+        claim.statement = claim.statement[0] + by, claim.statement[1] + by
+        claim.marks = [move(mark) for mark in claim.marks]
+        claim.nearby = [move(mark) for mark in claim.nearby]
+    return Text(text.claims, tuple(map(move, text.marks)), tuple(map(move, text.loose)))
+
+
+def _read(text: str) -> Text:
+    """One block: NegEx holds every term of a text against every denial of it."""
     doc = parse(text)
-    found = marks(text)
+    found = sorted(marks(text), key=lambda mark: mark.start)
+    begins = [mark.start for mark in found]
     spans: dict[int, list[Span]] = {}
     for span in doc.spans[TERMS]:
         spans.setdefault(span.sent.start_char, []).append(span)
@@ -85,9 +137,9 @@ def read(text: str) -> Text:
     for sentence in doc.sents:
         start, end = sentence.start_char, sentence.end_char
         stated = _claims(text, spans.get(start, []), start, end)
-        here = [mark for mark in found if start <= mark.start < end]
+        here = found[bisect.bisect_left(begins, start) : bisect.bisect_left(begins, end)]
         for mark in here:
-            owners = _owners(text, mark, stated, start)
+            owners = _owners(text, mark, stated)
             for claim in owners:
                 claim.marks.append(mark)
             if not owners:
@@ -116,6 +168,7 @@ def _claims(text: str, spans: "list[Span]", start: int, end: int) -> list[Claim]
                 denied=span._.negated,
                 suspected=span._.suspected,
                 normal=normal,
+                statement=(start, end),
                 masked="____" in replaced(f"{lead} finding").split()[-4:-1],
                 before=frozenset(WORD.findall(lead)[-6:]),
                 stems=stems,
@@ -124,22 +177,26 @@ def _claims(text: str, spans: "list[Span]", start: int, end: int) -> list[Claim]
     return claims
 
 
-def _owners(text: str, mark: Mark, stated: list[Claim], start: int) -> list[Claim]:
+def _owners(text: str, mark: Mark, stated: list[Claim]) -> list[Claim]:
     """The claims that a mark of their statement describes: a finding, a sign, else an organ."""
     by_kind = {kind: [c for c in stated if c.kind == kind] for kind in (FINDING, SIGN, ANATOMY)}
-    found = [c for kind in (FINDING, SIGN) for c in _nearest(text, mark, by_kind[kind], start)]
-    return found or _nearest(text, mark, by_kind[ANATOMY], start)
+    at = mark.start, mark.end
+    found = [c for kind in (FINDING, SIGN) for c in nearest(text, at, by_kind[kind])]
+    return found or nearest(text, at, by_kind[ANATOMY])
 
 
-def _nearest(text: str, mark: Mark, pool: list[Claim], start: int) -> list[Claim]:
-    earlier = [claim for claim in pool if claim.end <= mark.start]
-    later = [claim for claim in pool if claim.start >= mark.end]
-    last = max((claim.end for claim in earlier), default=start)
-    first = min((claim.start for claim in later), default=mark.end)
-    lead, way = text[last : mark.start].lower(), text[mark.end : first].lower()
+def nearest(text: str, at: tuple[int, int], pool: list[Claim]) -> list[Claim]:
+    """Those claims of one statement that the words text[start:end] describe."""
+    start, end = at
+    earlier = [claim for claim in pool if claim.end <= start]
+    later = [claim for claim in pool if claim.start >= end]
+    last = max((claim.end for claim in earlier), default=pool[0].statement[0] if pool else 0)
+    first = min((claim.start for claim in later), default=end)
+    lead, way = text[last:start].lower(), text[end:first].lower()
+    lead = ANOTHER.split(lead)[-1]
     says_where = set(WORD.findall(lead)[-4:]) & WHERE or ASIDE & set(WORD.findall(way))
     if earlier and not NORMAL.search(lead) and (says_where or not later):
         return [claim for claim in earlier if claim.end == last]
     if later:
         return [claim for claim in later if claim.start == first]
-    return [claim for claim in pool if claim.start < mark.end and mark.start < claim.end]
+    return [claim for claim in pool if claim.start < end and start < claim.end]

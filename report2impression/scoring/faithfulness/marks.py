@@ -37,14 +37,15 @@ ZONES = re.compile(
 )
 BRAIN = re.compile(
     r"\b(frontal|parietal|temporal|occipital)\b"
-    r"(?!\s*/|\s+(?:and|views?|radiographs?|chest|projection))",
+    r"(?!\s*/|\s+(?:and|views?|radiographs?|chest|projection|process|sinus\w*|pleura\w*|as well))",
     re.IGNORECASE,
 )
 RIBS = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)\b(?=(?:\s+[a-z]+){0,2}\s+ribs?\b)", re.IGNORECASE)
 VERTEBRA = re.compile(
     r"\b(?P<a>[ctls])-?(?P<n>1[0-2]|[1-9])"
     r"(?:(?P<to>\s*[-/\u2013]\s*|\s+(?:through|to|and)\s+)(?P<b>[ctls])?(?P<m>1[0-2]|[1-9]))?"
-    r"(?![\w.])(?!\s*(?:hyper|hypo|iso|signal|weighted|bright|dark|short|prolong|flair|/))",
+    r"(?![\w.])(?!\s*(?:hyper|hypo|iso|signal|weighted|bright|dark|short|prolong|flair|/))"
+    r"(?!\s+(?:nerve|root))",
     re.IGNORECASE,
 )
 _COUNTS = {"c": 7, "t": 12, "l": 5, "s": 5}

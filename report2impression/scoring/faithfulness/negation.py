@@ -59,9 +59,12 @@ def pipeline() -> "Language":
 
     @Language.component("denied_within")
     def denied_within(doc: "Doc") -> "Doc":
-        """NegEx looks before and after a term, but "heart is not enlarged" is one term."""
+        """NegEx looks before and after a term, but "heart is not enlarged" is one term, and
+        "non-" is no word."""
         for span in doc.spans[TERMS]:
-            if len(span) > 2 and any(token.lower_ in {"not", "never"} for token in span):
+            inside = len(span) > 2 and any(token.lower_ in {"not", "never"} for token in span)
+            lead = doc[max(0, span.start - 2) : span.start]
+            if inside or lead.text.lower() == "non-":
                 span._.negated = True
         return doc
 

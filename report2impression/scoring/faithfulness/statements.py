@@ -21,6 +21,7 @@ SUBJECT = OPENERS | words_of("of_subjects")
 DENIALS = words_of("denying")
 CONTINUES = JOINING | NORMAL | words_of("done") | GENERIC | HEADS | words_of("continuing")
 SEEN = {"seen", "noted", "identified"}  # verbs that may end a statement or go on
+DEMONSTRATED = words_of("done") - {"limits", "midline"}
 ADJECTIVE = ("ic", "ous", "ed", "ar", "ive", "lucent")  # "no fibrotic changes" is not yet whole
 LOOK_AHEAD = 12  # words in which the "or" of a denied list must come
 
@@ -103,6 +104,8 @@ def _is_subject(words: Sequence[str], i: int, organs: Sequence[int]) -> bool:
 def _is_complete(words: Sequence[str], i: int, ends: set[int], organ_ends: set[int]) -> bool:
     """Could the words before i be a whole statement?"""
     before = words[i - 1]
+    if i > 1 and before in DEMONSTRATED and words[i - 2] in DENIALS | {"previously"}:
+        return False  # "the previously seen mass", "no demonstrated tear"
     if i in ends or before in GENERIC | {"bilaterally", "____"}:
         return True
     if before not in PREDICATES:

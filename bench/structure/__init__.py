@@ -1,0 +1,1 @@
+"""How well the structured items of an impression are read: precision and recall of each field."""

@@ -1,0 +1,65 @@
+"""Real impressions with labels (labels.jsonl): offsets and values, without the text.
+
+The texts are MTSamples and PARROT, which the project does not ship; a folder of them is given. A
+label belongs to its text by SHA-256. They were made by the builders of this project, who read each
+impression twice: not by radiologists, and not by readers who had never seen the rules.
+
+A finding is each mention of something abnormal, of a device or of what surgery left, or of
+a general "acute process"; not: normal statements of organs, values such as an ejection fraction,
+symptoms, or what was done. "May be", "consider", "cannot be excluded" make it possible; "probable",
+"likely", "suspicious for" possible and probable; "consistent with" present and probable.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.structure.matching import Label
+
+LABELS = Path(__file__).with_name("labels.jsonl")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    id: str
+    part: str  # "seen": the lexicon was grown with it; "new": labelled after it was fixed
+    text: str
+    findings: list[Label]
+    advice: list[Label]
+
+
+def labelled(folder: Path) -> list[Labelled]:
+    """The labelled impressions of which the folder has the text."""
+    texts = {_sha256(text): text for text in _texts(folder)}
+    lines = map(json.loads, LABELS.read_text(encoding="utf-8").splitlines())
+    return [_labelled(line, texts[line["sha256"]]) for line in lines if line["sha256"] in texts]
+
+
+def impressions(file: Path) -> list[str]:
+    """The impressions of a JSONL file of pairs."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [pair.get("impression") or pair["impressions"] for pair in map(json.loads, lines)]
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.glob("*.jsonl")):
+        yield from impressions(file)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _labelled(line: dict[str, Any], text: str) -> Labelled:
+    findings = [_label(f) for f in line["findings"]]
+    return Labelled(
+        line["id"], line["part"], text, findings, [_label(r) for r in line["recommendations"]]
+    )
+
+
+def _label(said: dict[str, Any]) -> Label:
+    values = {k: v for k, v in said.items() if k not in ("span", "open") and v is not None}
+    return Label(*said["span"], values, frozenset(said.get("open", ())))

@@ -1,0 +1,1 @@
+"""Impressions as structured items: findings with their attributes, and where the report says so."""
