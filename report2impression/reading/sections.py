@@ -120,7 +120,8 @@ def all_texts_of(report: str) -> dict[str, list[str]]:
     report = from_hl7(report)
     parts: dict[str, list[str]] = {}
     for section in find_sections(report):
-        text = _without_breaks(report[section.start : section.end]).strip()
+        text = report[section.start : section.end]
+        text = "".join(text[place] for place in _kept_places(text))
         if text:
             parts.setdefault(section.name, []).append(text)
     return parts
@@ -159,30 +160,31 @@ def _without_weak(report: str, sections: list[Section]) -> list[Section]:
 
 
 def places_of(report: str, name: str) -> list[int]:
-    """Where each character of `text_of(report, name)` stands in the report; of a newline between
-    two sections, where the second one begins."""
+    """Where each character of `text_of(report, name)` stands in the report, of an HL7 message in
+    what it is unpacked to; a newline between two sections stands where the second begins."""
+    report = from_hl7(report)
     found: list[int] = []
     for section in find_sections(report):
-        if section.name == name:
-            text = report[section.start : section.end]
-            kept = _without_breaks(text)
-            if kept:
-                found += [section.start + kept[0]] * bool(found)
-                found += [section.start + place for place in kept]
+        kept = _kept_places(report[section.start : section.end]) if section.name == name else []
+        if kept and name == "impression":
+            found = []  # of several the last one counts
+        if kept:
+            found += [section.start + kept[0]] * bool(found)
+            found += [section.start + place for place in kept]
     return found
 
 
-def _without_breaks(text: str) -> list[int]:
+def _kept_places(text: str) -> list[int]:
     """Places of the characters outside page breaks, without white space at both ends."""
     kept: list[int] = []
     last = 0
-    for match in _PAGE_BREAK.finditer(text):
-        kept += range(last, match.start())
-        last = match.end()
+    for start, end in page_breaks(text):
+        kept += range(last, start)
+        last = end
     kept += range(last, len(text))
-    start = next((i for i, place in enumerate(kept) if not text[place].isspace()), len(kept))
-    end = next((i for i in range(len(kept), start, -1) if not text[kept[i - 1]].isspace()), start)
-    return kept[start:end]
+    first = next((i for i, place in enumerate(kept) if not text[place].isspace()), len(kept))
+    end = next((i for i in range(len(kept), first, -1) if not text[kept[i - 1]].isspace()), first)
+    return kept[first:end]
 
 
 def _as_findings(report: str, section: Section) -> Section:
@@ -249,14 +251,6 @@ def page_breaks(report: str) -> list[tuple[int, int]]:
 def _is_within(breaks: list[tuple[int, int]], place: int) -> bool:
     before = bisect_right(breaks, place, key=lambda span: span[0])
     return before > 0 and place < breaks[before - 1][1]
-
-
-def _without_breaks(text: str) -> str:
-    kept, last = [], 0
-    for start, end in page_breaks(text):
-        kept.append(text[last:start])
-        last = end
-    return "".join((*kept, text[last:]))
 
 
 def _candidates(report: str) -> list[tuple[re.Match[str], bool]]:
