@@ -33,9 +33,7 @@ from report2impression.decoding.places import decode
 from report2impression.program.errors import exits_cleanly
 from report2impression.program.terminal import print_table
 from report2impression.reading.sources import read_pairs
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.tokenizer import load_tokenizer
 
 HF_BATCHES = (32, 48, 64, 96, 128)
@@ -98,8 +96,7 @@ def sides(config: GenerateSpeedConfig, source: Tokens) -> tuple[dict[str, Side],
         return list(decode_hf(model, source, order, replace(exact, batch_size=size)))
 
     def ct2(converted: Converted, size: int, order: list[int]) -> list[Output]:
-        rows = converted.decode(source, order, exact, size)
-        return [Output(report, ids, score, cut=False) for report, ids, score in rows]
+        return list(converted.decode(source, order, replace(exact, batch_size=size)))
 
     made: dict[str, Side] = {
         "ours": lambda: list(stream(model, source, by_length, decoding)),

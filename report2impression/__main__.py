@@ -22,6 +22,7 @@ RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.par
 FILES = {
     "train": ("train_loop.py", "fine-tune T5 with LoRA, by accelerate launch"),
     "eval": ("eval.py", "base vs LoRA on sampled test reports"),
+    "extract": ("extract.py", "reports -> structured impressions"),
 }
 MODULES = {
     "compare": ("reporting.compare", "two evaluated runs, paired"),
@@ -31,6 +32,7 @@ MODULES = {
     "sections": ("reading.show_sections", "the sections of whole reports"),
     "synthetic": ("corpora.synthetic", "a synthetic corpus, to try things on"),
     "new-base": ("weights.new_base", "an untrained T5 with a tokenizer of its own"),
+    "serve": ("serving.serve", "a page and a service over a model, on this machine"),
     "push": ("weights.push", "an adapter to the hub"),
 }
 # What `accelerate launch` takes before the file is given before these: `train --launch FILE ...`.
@@ -39,7 +41,7 @@ LAUNCH = "--launch"
 
 def usage() -> str:
     told = {name: help for name, (_, help) in (FILES | MODULES).items()}
-    told["copy"] = "train_loop.py, data.py, model.py, eval.py and recipes/ into a folder of yours"
+    told["copy"] = "the loop, the other programs at the top and recipes/ into a folder of yours"
     rows = "\n".join(f"  {name:13} {help}" for name, help in told.items())
     return (
         "usage: report2impression COMMAND [--help] [FLAGS]\n\n"
@@ -90,7 +92,7 @@ def copy(flags: list[str]) -> None:
     if len(flags) != 1 or flags[0].startswith("-"):
         raise ConfigError("copy needs a folder: report2impression copy DIR")
     target = Path(flags[0]).expanduser()
-    names = ("train_loop.py", "data.py", "model.py", "eval.py")
+    names = ("train_loop.py", "data.py", "model.py", "eval.py", "extract.py")
     there = [name for name in (*names, "recipes") if (target / name).exists()]
     if there:
         raise ConfigError(f"{target} has {there[0]} already: name another folder")

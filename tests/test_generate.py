@@ -17,6 +17,7 @@ from report2impression.decoding import cache, hf, places
 from report2impression.decoding import generate as generation
 from report2impression.decoding.generate import generate, longest_first, stream
 from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.decoding.search import Result
 from report2impression.decoding.vocabulary import BLOCKS, Vocabulary, first_largest, largest
 from report2impression.engine.models import T5Model
 from report2impression.program.errors import ConfigError
@@ -215,9 +216,9 @@ def test_the_reference_decodes_every_report_by_itself(
 ) -> None:
     sizes: list[int] = []
 
-    def rows(_: Any, sources: Any, config: Any) -> Any:
+    def rows(_: Any, sources: Any, *__: Any) -> Any:
         sizes.append(len(sources))
-        return [([5], None) for _ in sources]
+        return [Result([5], None, None) for _ in sources]
 
     monkeypatch.setattr(hf, "_generate_hf", rows)
     generate(talkative, reports(3).take([0, 1, 0, 2, 0]), DecodingConfig(engine="hf"))
@@ -363,3 +364,45 @@ def test_the_best_token_is_that_of_fp32(seed: int, spread: float, offset: float)
         assert (short_of <= 1e-5 * logits.masked_fill(logits.isinf(), 0).abs().amax(-1)).all()
         if left_out is not None:
             assert not torch.isin(found[left_out], tokens).any()
+
+
+def mean_probability(model: Any, source: Any, ids: list[int], *, cut: bool) -> float:
+    """exp(mean log-probability) of an output by one plain forward of transformers."""
+    labels = torch.tensor([ids if cut else [*ids, 1]])
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(source[None].astype(int)), labels=labels).logits
+    found = logits.log_softmax(-1).gather(2, labels[..., None])
+    return float(found.double().mean().exp())
+
+
+@pytest.mark.parametrize("engine", ["torch", "hf", "ctranslate2"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {},
+        {"min_new_tokens": 5},
+        {"no_repeat_ngram": 2},
+        {"num_beams": 3},
+        {"num_beams": 3, "length_penalty": 0.4},
+        {"length_penalty": 0.4},
+    ],
+    ids=str,
+)
+def test_confidence_is_that_of_the_whole_forward(
+    talkative: T5ForConditionalGeneration, tiny: Tiny, engine: Any, call: Call
+) -> None:
+    if engine == "ctranslate2":
+        pytest.importorskip("ctranslate2")
+    config = DecodingConfig(engine=engine, max_new_tokens=12, batch_size=5, **call)
+    source, tokenizer = reports(17), load_tokenizer(str(tiny.talkative))
+    generator = generation.Generator(talkative, config, tokenizer, scored=True)
+    found = list(generator.stream(source, longest_first(source)))
+    assert len({len(output.ids) for output in found}) > 2
+    for output in found:
+        expected = mean_probability(
+            talkative, source.row(output.report), output.ids, cut=output.cut
+        )
+        if engine == "ctranslate2" and {*call} & {"min_new_tokens", "no_repeat_ngram"}:
+            assert output.confidence is None
+        else:
+            assert output.confidence == pytest.approx(expected, rel=1e-4), output

@@ -31,6 +31,11 @@ def test_settings_load_nothing_heavy() -> None:
     assert not loaded("import report2impression.runs.settings, report2impression.__main__")
 
 
+def test_structuring_loads_no_model() -> None:
+    code = "import extract; from report2impression.extracting import structuring"
+    assert not loaded(code) & {"torch", "transformers", "peft", "accelerate", "datasets"}
+
+
 def test_training_loads_nothing_that_only_a_page_needs() -> None:
     """bitsandbytes is PEFT's, scipy transformers', where they are installed."""
     assert not loaded("import train_loop") & FOR_A_PAGE
@@ -47,7 +52,7 @@ def answers(*argv: str, code: int) -> set[str]:
     return HEAVY & {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("program", ["train_loop.py", "eval.py"])
+@pytest.mark.parametrize("program", ["train_loop.py", "eval.py", "extract.py"])
 def test_help_and_mistakes_are_answered_before_torch_is_loaded(program: str) -> None:
     assert not answers(program, "--help", code=0)
     assert not answers(program, "--adpter=x", code=2)
@@ -97,7 +102,7 @@ def test_training_starts_by_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loop_is_handed_out_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["copy", str(tmp_path / "mine")])
     copied = {file.name for file in (tmp_path / "mine").iterdir()}
-    assert copied == {"train_loop.py", "data.py", "model.py", "eval.py", "recipes"}
+    assert copied == {"train_loop.py", "data.py", "model.py", "eval.py", "extract.py", "recipes"}
     assert (tmp_path / "mine" / "recipes" / "published.toml").is_file()
     with pytest.raises(ConfigError, match="has train_loop.py already"):
         command.copy([str(tmp_path / "mine")])

@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from report2impression.batching.tokens import Tokens
-from report2impression.decoding.options import SearchConfig
-from report2impression.decoding.search import until
+from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.decoding.search import of_beam, until
 from report2impression.decoding.special import no_wishes, special_ids
 from report2impression.engine.models import T5Model
 from report2impression.program.errors import ConfigError
@@ -23,25 +23,10 @@ from report2impression.program.errors import ConfigError
 COMPUTE_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 DEFAULT_BATCH = 48
 
-Row = tuple[int, list[int], float | None]  # index, ids, score
-
-
-def decode(
-    model: T5Model,
-    tokenizer: PreTrainedTokenizerBase,
-    source: Tokens,
-    order: Sequence[int],
-    search: SearchConfig,
-    precision: str = "fp32",
-    batch_size: int = DEFAULT_BATCH,
-) -> Iterator[Row]:
-    """(index, ids without special tokens, score of beams) of the sources in `order`. Raises
-    ConfigError if the library is missing or cannot do what is asked for."""
-    return Converted(model, tokenizer, precision).decode(source, order, search, batch_size)
-
 
 class Converted:
-    """A model as CTranslate2 holds it."""
+    """A model as CTranslate2 holds it. Raises ConfigError if the library is missing or cannot do
+    what is asked for."""
 
     def __init__(self, model: T5Model, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
         self.tokenizer, self.special = tokenizer, special_ids(model)
@@ -49,25 +34,36 @@ class Converted:
             self.translator = _translator(model, tokenizer, Path(folder), COMPUTE_TYPES[precision])
 
     def decode(
-        self, source: Tokens, order: Sequence[int], search: SearchConfig, batch_size: int
-    ) -> Iterator[Row]:
-        """See the function of that name."""
+        self,
+        source: Tokens,
+        order: Sequence[int],
+        search: DecodingConfig,
+        *,
+        scored: bool = False,
+    ) -> Iterator[Output]:
+        """Outputs of the sources in `order`; `scored`: with the confidence of each, where nothing
+        is forbidden: the library's probabilities are of what is allowed."""
+        beams = search.num_beams > 1
+        scored = scored and not (search.min_new_tokens or search.no_repeat_ngram)
         names = self.tokenizer.convert_ids_to_tokens
         found = self.translator.translate_iterable(
             (names(source.row(i).tolist()) for i in order),
-            max_batch_size=batch_size or DEFAULT_BATCH,
+            max_batch_size=search.batch_size or DEFAULT_BATCH,
             beam_size=search.num_beams,
             max_input_length=0,  # no limit: sources were cut before
             max_decoding_length=search.max_new_tokens,
             min_decoding_length=search.min_new_tokens,
             length_penalty=search.length_penalty,
             no_repeat_ngram_size=search.no_repeat_ngram,
-            return_scores=search.num_beams > 1,
+            return_scores=beams or scored,
             end_token=list(self.special.ends),
         )
         for index, result in zip(order, found, strict=True):
-            ids = self.tokenizer.convert_tokens_to_ids(result.hypotheses[0])
-            yield index, until(ids, self.special), result.scores[0] if result.scores else None
+            ids = until(self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]), self.special)
+            score = result.scores[0] if result.scores else None
+            confidence = of_beam(ids, score, search) if scored and score is not None else None
+            cut = len(ids) >= search.max_new_tokens
+            yield Output(index, ids, score if beams else None, cut, confidence)
 
 
 def _translator(

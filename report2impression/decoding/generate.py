@@ -7,7 +7,8 @@ Engines: torch (places.py + cache.py + search.py, the default), hf (transformers
 reference, and the way for models that the other does not cover), ctranslate2 (optional extra).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -94,34 +95,46 @@ def stream(
     """Outputs of the sources named in `order`, each as soon as it has ended. Equal reports (a fifth
     of some test sets) are decoded once; with engine = hf, the reference, every one by itself. The
     first output raises ConfigError if the engine cannot do it."""
-    if config.engine != "hf":
+    return Generator(model, config, tokenizer).stream(source, order)
+
+
+class Generator:
+    """A model made ready for decoding once, at its first output, for any number of calls."""
+
+    def __init__(
+        self,
+        model: T5Model,
+        config: DecodingConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        scored: bool = False,
+    ) -> None:
+        """`scored`: every output with its confidence."""
+        self.model, self.config, self.tokenizer, self.scored = model, config, tokenizer, scored
+
+    def stream(self, source: Tokens, order: Sequence[int]) -> Iterator[Output]:
+        """As the function of that name; memory does not grow with the number of reports."""
+        if self.config.engine == "hf":
+            yield from self._decode(source, order, self.config)
+            return
         groups = alike(source, order)
-        for output in _stream(model, source, list(groups), config, tokenizer):
+        for output in self._decode(source, list(groups), self.config):
             for report in groups[output.report]:
                 yield output._replace(report=report)
-    else:
-        yield from decode_hf(model, source, order, config)
 
+    @cached_property
+    def _decode(self) -> Callable[[Tokens, Sequence[int], DecodingConfig], Iterator[Output]]:
+        model, config = self.model, self.config
+        if config.engine == "ctranslate2":
+            from report2impression.decoding import ct2
 
-def _stream(
-    model: T5Model,
-    source: Tokens,
-    order: Sequence[int],
-    config: DecodingConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Iterator[Output]:
-    """Every source decoded by itself; memory does not grow with their number."""
-    if config.engine == "ctranslate2":
-        from report2impression.decoding import ct2
-
-        if tokenizer is None:
-            raise ValueError("ctranslate2 needs the tokenizer")
-        rows = ct2.decode(model, tokenizer, source, order, config, config.precision)
-        limit = config.max_new_tokens
-        return (Output(report, ids, score, len(ids) >= limit) for report, ids, score in rows)
-    if why_not(model):
-        return decode_hf(model, source, order, config)
-    return decode(Decoder(model, DTYPES[config.precision]), source, order, config)
+            if self.tokenizer is None:
+                raise ValueError("ctranslate2 needs the tokenizer")
+            converted = ct2.Converted(model, self.tokenizer, config.precision)
+            return partial(converted.decode, scored=self.scored)
+        if config.engine == "hf" or why_not(model):
+            return partial(decode_hf, model, scored=self.scored)
+        return partial(decode, Decoder(model, DTYPES[config.precision]), scored=self.scored)
 
 
 def to_text(tokenizer: PreTrainedTokenizerBase, outputs: Sequence[Sequence[int]]) -> list[str]:

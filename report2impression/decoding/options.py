@@ -74,3 +74,4 @@ class Output(NamedTuple):
     ids: list[int]  # without special tokens
     score: float | None  # beams: log-probability / length ** length_penalty
     cut: bool  # ended by max_new_tokens
+    confidence: float | None = None  # exp(mean log-probability of its tokens), where asked for

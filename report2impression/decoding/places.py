@@ -26,6 +26,7 @@ class _Run:
     source: Tokens
     config: DecodingConfig
     waiting: list[int]  # indices, the next one last
+    scored: bool
     cache: Cache = field(init=False)
     search: Search = field(init=False)
     reports: list[int] = field(init=False)  # (P,) index of the report in each place
@@ -38,7 +39,9 @@ class _Run:
         places = -(-len(self.waiting) // n_runs)  # where all end together, no small batch is left
         lengths = [self._length(index) for index in reversed(self.waiting[-places:])]
         self.cache = Cache(decoder, lengths, config.num_beams, columns)
-        self.search = make_search(config, places, columns, decoder.special, decoder.device)
+        self.search = make_search(
+            config, places, columns, decoder.special, decoder.device, scored=self.scored
+        )
         self.reports = [-1] * places
         self.ids = torch.empty(0)
         self._fill(list(range(places)))
@@ -97,8 +100,8 @@ class _Run:
         limit = self.config.max_new_tokens
         results = self.search.results(places, self.cache.first[places])
         return [
-            Output(self.reports[place], ids, score, cut=len(ids) >= limit)
-            for place, (ids, score) in zip(finished, results, strict=True)
+            Output(self.reports[place], ids, score, len(ids) >= limit, confidence)
+            for place, (ids, score, confidence) in zip(finished, results, strict=True)
         ]
 
     def _keep(self, kept: list[int]) -> None:
@@ -110,13 +113,19 @@ class _Run:
 
 
 def decode(
-    decoder: Decoder, source: Tokens, order: Sequence[int], config: DecodingConfig
+    decoder: Decoder,
+    source: Tokens,
+    order: Sequence[int],
+    config: DecodingConfig,
+    *,
+    scored: bool = False,
 ) -> Iterator[Output]:
-    """Decode the sources named in `order`, the longest first, on one process."""
+    """Decode the sources named in `order`, the longest first, on one process; `scored`: with the
+    confidence of each."""
     waiting = sorted(order, key=lambda index: int(source.lengths[index]))  # the next one last
     every, n_steps = CHECK_EVERY[decoder.device.type], 0
     while waiting:
-        run = _Run(decoder, source, config, waiting)
+        run = _Run(decoder, source, config, waiting, scored)
         while run.reports:
             run.step()
             n_steps += 1

@@ -8,7 +8,8 @@ False), place by place, so that places can come and go.
 P places, W beams, V vocabulary, C columns.
 """
 
-from typing import Protocol
+import math
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,12 @@ Device = torch.device
 NEVER = -1.0e9  # transformers' score of what is not allowed; finite, so that sums stay ordered
 
 
-Result = tuple[list[int], float | None]  # ids up to and without end-of-sequence, score of beams
+class Result(NamedTuple):
+    """What one report's search came to."""
+
+    ids: list[int]  # up to and without end-of-sequence
+    score: float | None  # of beams
+    confidence: float | None  # exp(mean log-probability of its tokens), its end's too
 
 
 class Search(Protocol):
@@ -55,10 +61,18 @@ class Search(Protocol):
 
 
 def make_search(
-    config: SearchConfig, places: int, columns: int, special: Special, device: torch.device
+    config: SearchConfig,
+    places: int,
+    columns: int,
+    special: Special,
+    device: torch.device,
+    *,
+    scored: bool = False,
 ) -> Search:
-    kind = Greedy if config.num_beams == 1 else Beams
-    return kind(config, places, columns, special, device)
+    """`scored`: with the confidence of each result, which greedy search does not need to know."""
+    if config.num_beams > 1:
+        return Beams(config, places, columns, special, device)
+    return Greedy(config, places, columns, special, device, scored=scored)
 
 
 class _State:
@@ -126,35 +140,53 @@ class Greedy(_State):
         columns: int,
         special: Special,
         device: torch.device,
+        *,
+        scored: bool = False,
     ) -> None:
         super().__init__(config, special, device)
+        self.scored = scored
         self.state = {
             "tokens": torch.full((places, columns), self.pad, device=device),
             "finished": torch.ones(places, dtype=torch.bool, device=device),
+            "log_p": torch.zeros(places, dtype=torch.float64, device=device),
+            "length": torch.zeros(places, device=device),
         }
 
     def begin(self, places: Tensor) -> None:
         self.state["tokens"][places] = self.pad
-        self.state["finished"][places] = False
+        for name in ("finished", "log_p", "length"):
+            self.state[name][places] = 0
 
     def advance(
         self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int
     ) -> tuple[Tensor, None]:
-        state, config = self.state, self.config
-        if config.no_repeat_ngram:
+        state = self.state
+        token = self._next(hidden, vocabulary, age, column)
+        if self.scored:
             logits = vocabulary.logits(hidden).float()
-            tokens = state["tokens"][:, None]
-            token = self._restrict(logits, tokens, age, column).argmax(-1)
-        else:
-            too_early = age < config.min_new_tokens if config.min_new_tokens else None
-            token = vocabulary.best(hidden, too_early, self.ends)
+            log_p = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
+            state["log_p"] += log_p.masked_fill(state["finished"], 0)
+            state["length"] += ~state["finished"]
         token = token.masked_fill_(state["finished"], self.pad)
         state["tokens"][:, column] = token
         state["finished"] |= torch.isin(token, self.ends) | (age + 1 >= self.config.max_new_tokens)
         return token, None
 
+    def _next(self, hidden: Tensor, vocabulary: Vocabulary, age: Tensor, column: int) -> Tensor:
+        config = self.config
+        if config.no_repeat_ngram:
+            logits = vocabulary.logits(hidden).float()
+            tokens = self.state["tokens"][:, None]
+            return self._restrict(logits, tokens, age, column).argmax(-1)
+        too_early = age < config.min_new_tokens if config.min_new_tokens else None
+        return vocabulary.best(hidden, too_early, self.ends)
+
     def results(self, places: Tensor, first: Tensor) -> list[Result]:
-        return [(ids, None) for ids in self._cut(self.state["tokens"][places], first)]
+        rows = self._cut(self.state["tokens"][places], first)
+        if not self.scored:
+            return [Result(ids, None, None) for ids in rows]
+        means = (self.state["log_p"] / self.state["length"])[places]
+        return [Result(ids, None, p) for ids, p in zip(rows, means.exp().tolist(), strict=True)]
 
 
 class Beams(_State):
@@ -238,12 +270,22 @@ class Beams(_State):
 
     def results(self, places: Tensor, first: Tensor) -> list[Result]:
         rows = self._cut(self.state["best"][places, 0], first)
-        return list(zip(rows, self.state["best_scores"][places, 0].tolist(), strict=True))
+        scores = self.state["best_scores"][places, 0].tolist()
+        return [
+            Result(ids, score, of_beam(ids, score, self.config))
+            for ids, score in zip(rows, scores, strict=True)
+        ]
 
 
 def _of_beams(tensor: Tensor, beams: Tensor) -> Tensor:
     """tensor (P, W, C), beams (P, n) -> (P, n, C)."""
     return tensor.gather(1, beams[..., None].expand(-1, -1, tensor.shape[-1]))
+
+
+def of_beam(ids: list[int], score: float, config: SearchConfig) -> float:
+    """The confidence behind a beam's score, which is log-probability / length ** penalty."""
+    n_tokens = min(len(ids) + 1, config.max_new_tokens)
+    return math.exp(score * n_tokens ** (config.length_penalty - 1))
 
 
 def until(row: list[int], special: Special) -> list[int]:

@@ -13,12 +13,13 @@ host.
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from report2impression.program.errors import ConfigError, DataError
+from report2impression.program.terminal import tell_once
 from report2impression.program.unseen import CONTROLS, has_ink
 from report2impression.reading.hub import open_hub_table
 from report2impression.reading.options import PairSource
@@ -82,7 +83,7 @@ class PairTable:
     def stream(self) -> Iterator[Pair | BadRow]:
         """Every row once; bad ones are not given but raised, all counted, if they are to stop."""
         n_good, n_bad, first = 0, 0, None
-        rows = _without_last_blanks(self.table.rows(self.columns.names()))
+        rows = without_last_blanks(self.table.rows(self.columns.names()))
         for index, (place, number, row) in enumerate(rows):
             item = _to_pair(row, self.columns, f"{self.split}-{index}")
             if isinstance(item, Pair):
@@ -94,8 +95,11 @@ class PairTable:
             n_bad, first = n_bad + 1, first or bad
             if not self.stops:
                 yield bad
+        notes = self.table.notes()
         if first and (self.stops or not n_good):
-            _refuse(first, n_bad, self.path, can_skip=n_good > 0)
+            _refuse(first, n_bad, self.path, notes, can_skip=n_good > 0)
+        for note in notes:
+            tell_once(note)
         if not n_good:
             raise DataError(
                 f"{self.table.name} (in {self.path}): no rows; add some, or point `--data.path` "
@@ -159,10 +163,14 @@ def has_split(path: str, split: str) -> bool:
     return True
 
 
-def _refuse(first: BadRow, n_bad: int, path: str, *, can_skip: bool) -> None:
-    count = f"{n_bad} bad row{'s' * (n_bad > 1)} in all"
-    remedy = "leave them out with `--data.on_bad_row skip`" if can_skip else "no row is usable"
-    raise DataError(f"{first.where} (in {path}): {first.reason}; {count}: mend them, or {remedy}")
+def _refuse(first: BadRow, n_bad: int, path: str, notes: Sequence[str], *, can_skip: bool) -> None:
+    count = f"{n_bad:,} bad rows" if n_bad > 1 else "1 bad row"
+    them = "them" if n_bad > 1 else "it"
+    remedy = f"leave {them} out with `--data.on_bad_row skip`" if can_skip else "no row is usable"
+    told = "".join(f"; {note}" for note in notes)
+    raise DataError(
+        f"{first.where} (in {path}): {first.reason}; {count} in all: mend {them}, or {remedy}{told}"
+    )
 
 
 def _check_call(source: PairSource, split: str, on_bad_row: str) -> None:
@@ -196,7 +204,7 @@ def _is_there(path: str) -> bool:
         return False
 
 
-def _without_last_blanks(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+def without_last_blanks(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
     """Blank lines between rows are bad rows, those at the end of a file nothing."""
     place, first, n_blank = "", 0, 0
     for here, number, row in rows:
@@ -270,19 +278,19 @@ def _to_pair(row: Row, columns: Columns, default_id: str) -> Pair | str:
         return row
     texts: list[Any] = [row.get(columns.source), row.get(columns.target)]
     marks: list[Any] = [
-        _to_mark(row.get(name)) if name in row or name not in columns.asked else None
+        to_mark(row.get(name)) if name in row or name not in columns.asked else None
         for name in columns.marks
     ]
     for place, (name, cell) in enumerate(zip(columns.names(), texts + marks, strict=True)):
         if place > 1 and cell == "":
             continue  # a mark that is not there
-        if problem := _cell_problem(cell, may_be_empty=place > 1):
+        if problem := cell_problem(cell, may_be_empty=place > 1):
             return f"`{name}` {problem}"
     prompt, impression = (cell.strip() for cell in texts)
     return Pair(marks[0] or default_id, prompt, impression, marks[1], marks[2])
 
 
-def _to_mark(cell: Any) -> Any:
+def to_mark(cell: Any) -> Any:
     """An id, group or patient as text; missing is ""; what is neither text nor integer is kept."""
     if cell is None or cell != cell:  # NaN, which pandas writes for a missing cell
         return ""
@@ -291,7 +299,8 @@ def _to_mark(cell: Any) -> Any:
     return cell.strip() if isinstance(cell, str) else cell
 
 
-def _cell_problem(cell: Any, *, may_be_empty: bool) -> str:
+def cell_problem(cell: Any, *, may_be_empty: bool = False) -> str:
+    """Why a cell is no clean text; "" if it is."""
     if cell is None:
         return "is missing"
     if not isinstance(cell, str):

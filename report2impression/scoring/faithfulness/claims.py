@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from report2impression.scoring.faithfulness.clinical_terms import ANATOMY, FINDING, SIGN, words
 from report2impression.scoring.faithfulness.marks import Mark, marks
 from report2impression.scoring.faithfulness.negation import TERMS, parse
+from report2impression.scoring.placeholders import replaced
 from report2impression.scoring.splitter import sentence_spans
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _claims(text: str, spans: "list[Span]", start: int, end: int) -> list[Claim]
                 suspected=span._.suspected,
                 normal=normal,
                 statement=(start, end),
-                masked="____" in lead.split()[-3:],
+                masked="____" in replaced(f"{lead} finding").split()[-4:-1],
                 before=frozenset(WORD.findall(lead)[-6:]),
                 stems=stems,
             )
