@@ -20,7 +20,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml \
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bnb,ct2,dev,trackers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bnb,ct2,dev,serve,trackers]"
 	touch $@
 
 install: .venv/installed

@@ -88,21 +88,24 @@ class ExtractDataset(Dataset):
 @dataclass(frozen=True)
 class DenoiseDataset(Dataset):
     """Whole reports, span-corrupted or (a share of them) cut in two afresh in every epoch: a pure
-    function of (seed, epoch, index)."""
+    function of (seed, epoch, index). `impressions` (N,) tells at which token each one begins."""
 
     split: str
     ids: Sequence[str]
     report: Tokens
+    impressions: NDArray[np.int64]
     sentinels: NDArray[np.int32]
     eos_id: int
     seed: int
     continued: float = 0.0
+    at_impression: float = 0.0
     epoch: int = 0
 
     @cached_property
     def _cuts(self) -> NDArray[np.int64]:
         draw = np.random.default_rng([self.seed, self.epoch])
-        return cuts(self.report.lengths, self.continued, draw)
+        lengths, starts = self.report.lengths, self.impressions
+        return cuts(lengths, starts, self.continued, self.at_impression, draw)
 
     @cached_property
     def _lengths(self) -> NDArray[np.int64]:
@@ -160,6 +163,7 @@ def build_dataset(
     *,
     objective: Objective = "extract",
     continued: float = 0.0,
+    at_impression: float = 0.0,
     seed: int = 0,
     keep_impressions: bool = False,
 ) -> PlannedDataset:
@@ -188,7 +192,10 @@ def build_dataset(
         )
     eos_id = _special_id(tokenizer, "eos_token_id")
     sentinels = sentinel_ids(tokenizer)
-    return DenoiseDataset(found.split, ids, report, sentinels, eos_id, seed, continued)
+    starts = stored.sides["findings"].lengths
+    return DenoiseDataset(
+        found.split, ids, report, starts, sentinels, eos_id, seed, continued, at_impression
+    )
 
 
 def extract_sides(config: DataConfig) -> list[Side]:
@@ -200,9 +207,13 @@ def extract_sides(config: DataConfig) -> list[Side]:
 
 
 def denoise_sides(config: DataConfig) -> list[Side]:
-    """Whole reports: the base sees findings and impression together."""
-    fields, limit = ("prompt", "impression"), config.max_source_tokens
-    return [Side("report", fields, limit, between=IMPRESSION_MARK, add_eos=False)]
+    """Whole reports: the base sees findings and impression together. What stands before the
+    impression is there for its length only: no piece of a T5 vocabulary crosses a blank."""
+    limit, mark = config.max_source_tokens, IMPRESSION_MARK
+    return [
+        Side("report", ("prompt", "impression"), limit, between=mark, add_eos=False),
+        Side("findings", ("prompt",), limit, after=mark.rstrip(), add_eos=False),
+    ]
 
 
 def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
@@ -259,6 +270,7 @@ def read_data(
             config.data,
             objective=config.objective,
             continued=config.continued,
+            at_impression=config.at_impression,
             seed=config.seed,
             keep_impressions=split.split == "validation" and config.generate_n > 0,
         )

@@ -52,7 +52,7 @@ from report2impression.reporting.results import (
     write_results,
 )
 from report2impression.runs.evaluation import EvalConfig, sources_of
-from report2impression.runs.recipe import TrainConfig
+from report2impression.runs.recipe import TrainConfig, is_published
 from report2impression.scoring import baselines
 from report2impression.scoring.comparison import Evaluation, Inputs, compare
 from report2impression.scoring.faithfulness import checks as faithfulness
@@ -255,7 +255,8 @@ def main(argv: list[str] | None = None) -> None:
     generation = time.perf_counter() - generation
     if accelerator.is_main_process:
         evaluation, outputs = evaluate(config, generated, trained, ask)
-        print_scores(evaluation.figures)
+        beside_published = is_published(*sources_of(config, trained))
+        print_scores(evaluation.figures, beside_published=beside_published)
         if not found.is_adapter:
             print(f"what is named LoRA here is the whole model in {adapter}")
         timing = {"generation_s": generation, "all_s": time.perf_counter() - start}
@@ -268,6 +269,7 @@ def main(argv: list[str] | None = None) -> None:
             run=adapter.parent,
             settings=_settings(config, trained),
             show_text=config.show_text > 0,
+            beside_published=beside_published,
         )
         timing["all_s"] = time.perf_counter() - start
         if config.save_predictions:

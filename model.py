@@ -15,9 +15,7 @@ from peft import (
     TaskType,
 )
 from torch import Tensor, nn
-from transformers import (
-    T5ForConditionalGeneration,
-)
+from transformers import T5ForConditionalGeneration
 
 from report2impression.batching.collation import Collate, collator
 from report2impression.engine.batch import PaddedBatch

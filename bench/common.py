@@ -21,9 +21,7 @@ from report2impression.program.config import parse
 from report2impression.program.process import keep_freed_memory, quieten_libraries
 from report2impression.reading.options import DataConfig
 from report2impression.reading.sources import stream_pairs
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 

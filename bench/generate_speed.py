@@ -33,9 +33,7 @@ from report2impression.decoding.places import decode
 from report2impression.program.errors import exits_cleanly
 from report2impression.program.terminal import print_table
 from report2impression.reading.sources import read_pairs
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.tokenizer import load_tokenizer
 
 HF_BATCHES = (32, 48, 64, 96, 128)

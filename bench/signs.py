@@ -18,7 +18,7 @@ from report2impression.program.errors import exits_cleanly
 from report2impression.program.terminal import print_table
 from report2impression.weights.tokenizer import load_tokenizer
 
-TEXTS = ("3×4 mm", "<4 mm", "−5 HU", "≥ 2 cm", "37 °C", "2–3 mm", "1½ cm", "5 µm", "2 ± 1")
+TEXTS = ("3×4 mm", "<4 mm", "−5 HU", "≥ 2 cm", "37 °C", "2–3 mm", "1½ cm", "5 µm", "2 ± 1", "10³")
 SEEN = string.punctuation + "".join([*SPELLED, *IF_UNKNOWN, *HALVES, "éöäüßñøØ∞√²³"])
 
 

@@ -29,7 +29,11 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--disable-default-apps", "--disable-extensions", "--mute-audio"),
-    *("--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe", "--hide-scrollbars"),
+    *(
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--remote-debugging-pipe",
+        "--hide-scrollbars",
+    ),
 )
 # The protocol speaks on descriptors 3 and 4 of the browser.
 LAUNCH = """
@@ -129,8 +133,9 @@ class Browser:
         elif method == "Page.javascriptDialogOpening":
             self.console.append(f"dialog: {params['message']}")
 
-    def open(self, file: Path, *, width: int = 1280, dark: bool = False) -> None:
-        """Load the file and wait for it; `console` and `requests` begin anew."""
+    def open(self, page: Path | str, *, width: int = 1280, dark: bool = False) -> None:
+        """Load the file, or the page at the address, and wait for it; `console` and `requests`
+        begin anew."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -141,7 +146,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.console, self.requests, self._events = [], [], []
-        self.call("Page.navigate", url=file.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while "Page.loadEventFired" not in self._events:
             self._receive()
 
@@ -153,9 +158,15 @@ class Browser:
 
     def press(self, key: str) -> None:
         code = {"Tab": 9, "Enter": 13}[key]
-        for kind in ("rawKeyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" else {}  # without it no button is pressed
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **text,
             )
 
     def screenshot(self, file: Path) -> bytes:

@@ -401,9 +401,8 @@ FILES: list[tuple[str, str, Content, Outcome]] = [
     ("a column missing", "jsonl", b'{"prompt": "a"}\n', Refuse("found: prompt;")),
     ("a column renamed", "csv", b"report,answer\na,b\n", Refuse("found: report, answer;")),
     ("a column twice", "csv", b"prompt,prompt,impressions\na,b,c\n", Refuse("same name")),
-    ("semicolons", "csv", b"prompt;impressions\na;b\n", Refuse("no columns")),
-    ("tabs", "csv", b"prompt\timpressions\na\tb\n", Refuse("no columns")),
-    ("commas", "tsv", b"prompt,impressions\na,b\n", Refuse("no columns")),
+    ("colons", "csv", b"prompt:impressions\na:b\n", Refuse("no columns")),
+    ("two separators", "csv", b"prompt;impressions,id|x\na;b\n", Refuse("no columns")),
     ("UTF-16", "csv", CSV_ROWS.decode().encode("utf-16"), Refuse("not UTF-8")),
     ("UTF-16", "jsonl", JSON_ROW.decode().encode("utf-16"), Refuse("not UTF-8")),
     ("UTF-16, no BOM", "jsonl", JSON_ROW.decode().encode("utf-16-le"), Refuse("not valid JSON")),
@@ -677,7 +676,10 @@ def test_a_damaged_file_is_read_or_refused(
 
 def packed(rows: list[dict[str, Any]], ending: str) -> bytes:
     kind, _, compression = ending.partition(".")
-    data = encode([*rows], kind) if kind != "tsv" else _tsv(rows)
+    if kind == "json":
+        data = json.dumps(rows, indent=1).encode()
+    else:
+        data = encode([*rows], kind) if kind != "tsv" else _tsv(rows)
     if not compression:
         return data
     return gzip.compress(data) if compression == "gz" else zstandard.compress(data)

@@ -234,6 +234,8 @@ def test_denoise_hides_parts_of_the_whole_report(
     for i, pair in enumerate(split.pairs):
         whole = tokenizer(f"{pair.prompt} impression {pair.impression}")["input_ids"][:-1][:48]
         assert data.report.row(i).tolist() == whole  # no prefix, no end-of-sequence
+        before = tokenizer(f"{pair.prompt} impression")["input_ids"][:-1]
+        assert data.impressions[i] == min(len(before), 48)
         source, target = data[i]
         words = {*source.tolist(), *target.tolist()} - {*sentinel_ids(tokenizer).tolist(), 1}
         assert words == set(whole)

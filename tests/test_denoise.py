@@ -1,5 +1,6 @@
 """denoise.py: what is hidden can be put back, and how much is hidden depends on length alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,8 @@ def dataset(**changes: Any) -> DenoiseDataset:
     tokens = Tokens(ids, np.concatenate([[0], np.cumsum(sizes)]), 0)
     names = [f"report-{n}" for n in sizes]
     call = {"seed": 3, **changes}
-    return DenoiseDataset("train", names, tokens, sentinels(101), EOS, **call)
+    starts = tokens.lengths * 3 // 4
+    return DenoiseDataset("train", names, tokens, starts, sentinels(101), EOS, **call)
 
 
 def rows(data: DenoiseDataset) -> list[tuple[list[int], list[int]]]:
@@ -152,7 +154,8 @@ def test_epoch_seed_and_index_decide_the_draw() -> None:
     assert rows(data.for_epoch(1)) == rows(dataset().for_epoch(1))
     assert rows(data.for_epoch(1))[3] != rows(data.for_epoch(2))[3]
     assert rows(dataset(seed=4))[3] != rows(data)[3]
-    twice = DenoiseDataset("train", ["a", "b"], data.report.take([3, 3]), data.sentinels, EOS, 3)
+    same, starts = data.report.take([3, 3]), data.impressions[[3, 3]]
+    twice = replace(data, ids=["a", "b"], report=same, impressions=starts)
     assert twice[0][1].tolist() != twice[1][1].tolist()
 
 
@@ -164,25 +167,36 @@ def test_for_epoch_leaves_the_dataset_as_it_is() -> None:
 
 
 @FAST
-@given(lengths, seeds)
-def test_a_report_cut_in_two_can_be_joined_again(n: int, seed: int) -> None:
-    (cut,) = cuts(np.array([n]), 1.0, np.random.default_rng(seed)).tolist()
-    assert n // 2 <= cut < n and cut >= 1
+@given(lengths, st.integers(1, 700), st.sampled_from([0.0, 0.5, 1.0]), seeds)
+def test_a_report_cut_in_two_can_be_joined_again(
+    n: int, start: int, at_impression: float, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    (cut,) = cuts(np.array([n]), np.array([start]), 1.0, at_impression, draw).tolist()
+    assert n // 2 <= cut < n or cut == start
     source, target = split_at(report(n), cut, EOS)
     assert source[-1] == target[-1] == EOS and len(source) > 1 and len(target) > 1
     assert [*source[:-1].tolist(), *target[:-1].tolist()] == report(n).tolist()
 
 
-def test_a_share_of_the_reports_is_cut_in_two() -> None:
-    draw = np.random.default_rng(0)
-    found = cuts(np.full(20_000, 40), 0.3, draw)
-    assert np.mean(found > 0) == pytest.approx(0.3, abs=0.02)
-    assert set(found[found > 0].tolist()) == set(range(20, 40))
-    assert not cuts(np.full(50, 40), 0.0, draw).any()
+@pytest.mark.parametrize(
+    ("start", "at_impression", "share"),
+    [(35, 0.0, 0.05), (35, 0.6, 0.62), (35, 1.0, 1.0), (4, 1.0, 1.0), (40, 1.0, 0.0)],
+)  # (35: one of the 20 random places is the impression's; 40: the limit has cut it off)
+def test_a_share_of_the_reports_is_cut_in_two_some_at_the_impression(
+    start: int, at_impression: float, share: float
+) -> None:
+    n, draw = 20_000, np.random.default_rng(0)
+    found = cuts(np.full(n, 40), np.full(n, start), 0.3, at_impression, draw)
+    cut = found[found > 0]
+    assert len(cut) / n == pytest.approx(0.3, abs=0.02)
+    assert np.mean(cut == start) == pytest.approx(share, abs=0.02)
+    assert {*cut.tolist()} - {start} <= {*range(20, 40)}
+    assert not cuts(np.full(50, 40), np.full(50, 9), 0.0, 1.0, draw).any()
 
 
 def test_lengths_of_cut_reports_are_known_and_change_with_the_epoch() -> None:
-    data = dataset(continued=0.5)
+    data = dataset(continued=0.5, at_impression=0.5)
     kinds = set()
     for epoch in range(20):
         now = data.for_epoch(epoch)

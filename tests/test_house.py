@@ -18,7 +18,6 @@ MAX_LINES_OF_FUNCTION = {"train_loop.train": 90}  # the loop is one story; all o
 BROAD_HANDLERS = {
     "report2impression.program.process": 1,
     "report2impression.reading.hub": 1,
-    "report2impression.audit.subwords": 1,
 }
 # What runs code that comes with data; and archives, whose members could be written anywhere.
 FORBIDDEN_IMPORTS = {

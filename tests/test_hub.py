@@ -199,6 +199,7 @@ def test_the_adapter_is_evaluated_against_the_hub(world: World, online: Session)
     assert online.results["eval"].code == 0, online.results["eval"].stderr
     scores = json.loads((world.tmp / "published" / "evaluation" / "scores.json").read_text())
     assert scores["n"] == 5 and {"base", "lora", "baselines"} <= scores.keys()
+    assert "published: LoRA (MIMIC-III)" in online.results["eval"].stdout
 
 
 def test_a_pinned_revision_is_the_only_one_asked_for(

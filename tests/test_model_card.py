@@ -11,9 +11,7 @@ import torch
 from model import attach_lora
 from report2impression.runs.model_card import write_model_card
 from report2impression.runs.recipe import TrainConfig
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model
 from report2impression.weights.tokenizer import load_tokenizer

@@ -17,9 +17,7 @@ from transformers import AutoConfig
 
 from report2impression.program.errors import ConfigError
 from report2impression.weights.base_files import CONFIGS
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 from tests.test_adapter_files import Bomb, opened_files

@@ -13,9 +13,7 @@ from report2impression.corpora.synthetic import write_splits
 from report2impression.program.errors import ConfigError
 from report2impression.reading.options import SourceConfig
 from report2impression.weights import new_base as module
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.new_base import NewBaseConfig, main, new_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer

@@ -378,7 +378,7 @@ def test_find_split(tmp_path: Path) -> None:
     names = [f"test.{ending}" for ending in FORMATS]
     fails(DataError, str(tmp_path), str(tmp_path), *names, "--data.path", split="test")
     put(tmp_path, [GOOD], "csv", "test")
-    assert find_split(tmp_path, "test") == tmp_path / "test.csv"
+    assert find_split(tmp_path, "test").path == tmp_path / "test.csv"
     put(tmp_path, [GOOD], "jsonl", "test")
     fails(ConfigError, str(tmp_path), "test.jsonl", "test.csv", split="test")
 

@@ -12,9 +12,7 @@ from report2impression.program.errors import ConfigError
 from report2impression.reporting import published
 from report2impression.runs.evaluation import EvalConfig
 from report2impression.runs.recipe import TrainConfig
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 
@@ -40,6 +38,22 @@ def test_the_published_recipe_states_the_published_result() -> None:
         assert all(f"{score:.1f}" in header for score in row.values())
 
 
+def test_the_published_figures_stand_beside_the_published_run_only() -> None:
+    default = TrainConfig()
+    assert default.is_published
+    data, model = default.data, default.model
+    assert replace(default, model=replace(model, path="t5-small"), epochs=1).is_published
+    for change in (
+        {"data": replace(data, path="reports")},
+        {"data": replace(data, mix=("more",), weights=(1.0, 1.0))},
+        {"model": replace(model, path="google-t5/t5-base")},
+        {"model": replace(model, path="assets/tiny_base")},
+        {"tuning": "full"},
+        {"objective": "denoise"},
+    ):
+        assert not replace(default, **change).is_published, change
+
+
 def test_published_steps_follow_from_the_recipe() -> None:
     """59,320 training pairs, 2 processes of 16: 9,270 optimizer steps."""
     assert TrainConfig().total_steps(59_320, n_ranks=2) == 9_270
@@ -51,6 +65,10 @@ def test_published_steps_follow_from_the_recipe() -> None:
         ({"seed": 2**63}, "seed"),
         ({"seed": -1}, "seed"),
         ({"generate_n": 5, "objective": "denoise"}, "generate_n"),
+        ({"continued": 0.5}, "continued"),
+        ({"objective": "denoise", "continued": 1.5}, "continued"),
+        ({"objective": "denoise", "at_impression": 0.5}, "at_impression"),
+        ({"objective": "denoise", "continued": 0.5, "at_impression": -0.1}, "at_impression"),
         ({"best_by": "rougeL"}, "best_by"),
         ({"best_by": "rougeL", "generate_n": 5, "objective": "denoise"}, "objective"),
     ],

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from bench.reliability import fault_runs
 from bench.reliability.disk_faults import Fault, ended, faulty, in_a_child, kills, operations, start
 from bench.reliability.fault_runs import bits, steps_kept
 from report2impression.engine.fast import FastEngine
-from report2impression.program.errors import PreemptedError
+from report2impression.program.errors import PreemptedError, ResumeError
 from report2impression.runs import durable, run_folder, tracking
 from report2impression.runs import run as run_module
 from report2impression.runs.checkpoint import Checkpoints
+from report2impression.runs.durable import Stored
 from report2impression.runs.processes import StopSignals
+from report2impression.runs.recipe import TrainConfig
+from report2impression.runs.run_folder import _flat, compare
 from report2impression.training import validation as epoch_end
 from tests.test_resume import flags, run, stopped_after
 from tests.test_resume_ranks import wait_for
@@ -557,3 +561,16 @@ def test_a_lost_launcher_stops_the_run(tiny: Tiny, tmp_path: Path, whole: Path) 
     assert ended(between) == -signal.SIGKILL
     wait_for(folder / "exit_status.json", "75")
     assert status(folder)["code"] == 75
+
+
+def test_a_setting_that_an_older_version_did_not_have_stands_for_its_default() -> None:
+    now = json.loads(durable.canonical(_flat(asdict(TrainConfig()))))
+    facts = {"settings": now, "digests": {}}
+    older = {name: value for name, value in now.items() if name != "data.normalise"}
+    checkpoint = Stored(Path("step"), {"settings": older, "digests": {}}, {})
+    compare(checkpoint, TrainConfig(), facts)
+    with pytest.raises(ResumeError, match="data.normalise is keep in step, ascii now"):
+        compare(checkpoint, TrainConfig(), facts | {"settings": now | {"data.normalise": "ascii"}})
+    removed = Stored(Path("step"), {"settings": now | {"gone": 1}, "digests": {}}, {})
+    with pytest.raises(ResumeError, match="gone is 1"):
+        compare(removed, TrainConfig(), facts)

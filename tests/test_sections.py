@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from bench.corpora.notes import ODD_SHAPES, Shape, plain
 from report2impression.corpora.radsum23 import report_body, sections, tables
-from report2impression.reading.sections import NAMES, Section, find_sections, text_of
+from report2impression.reading.sections import (
+    NAMES,
+    Section,
+    find_sections,
+    text_of,
+    texts_of,
+    unknown_headings,
+)
 
 # (what it shows, report, expected (name, heading, text)): the gold set.
 GOLD: list[tuple[str, str, list[tuple[str, str, str]]]] = [
@@ -181,8 +188,127 @@ def test_gold(report: str, expected: list[tuple[str, str, str]]) -> None:
 def test_text_of_joins_and_leaves_page_breaks_out() -> None:
     report = GOLD[-1][1]
     assert text_of(report, "findings").split() == ["a", "b"]
-    assert text_of("IMPRESSION: a\nFINDINGS:\nIMPRESSION: b", "impression") == "a\nb"
+    assert text_of("FINDINGS: a\nIMPRESSION:\nFINDINGS: b", "findings") == "a\nb"
     assert text_of("IMPRESSION: a\nFINDINGS:", "findings") == ""
+
+
+# (what it shows, report, findings, impression)
+PARTS = [
+    (f"closed by {line[:28]!r}", f"FINDINGS: a.\nIMPRESSION: b.\n{line}\nz", "a.", "b.")
+    for line in (
+        "END OF IMPRESSION:",
+        "*** End of report ***",
+        "=== END ===",
+        "_" * 40,
+        "-----",
+        "- - - - -",
+        "=" * 20,
+        "\u2500" * 12,
+        "FINAL REPORT",
+        "*** PRELIMINARY REPORT ***",
+        "Corrected report",
+        "ADDENDUM",
+        "Addendum #2: z",
+        "Electronically signed by: N. N., MD 1/1/2010 3:00 PM",
+        "E-signed by N. N.",
+        "Dictated by: N. N.",
+        "Read and electronically signed by N. N.",
+        "Transcribed on 1/1/2010",
+        "/s/ N. N.",
+        "Jane Q. Roe, M.D.",
+        "Attending radiologist: N. N.",
+        "D: 1/1/2010 T: 1/1/2010",
+        "I have personally reviewed the images for this examination and agree",
+        "I, Dr. N., the attending physician, have reviewed the study.",
+        "The attending radiologist has reviewed the images.",
+        "The images and report were reviewed by Dr. N.",
+        "This report has been anonymized.",
+        "This study was interpreted by Dr. N.",
+        "ACCESSION NUMBER:",
+        "Accession #: 12345",
+        "SUMMARY: 2-ABNORMAL, PREVIOUSLY REPORTED",
+        "SUMMARY: 4 POSSIBLE SIGNIFICANT ABNORMALITY",
+        "Diagnostic code: 1",
+        "MRN: 1",
+    )
+]
+PARTS += [
+    ("on one line", "FINDINGS: a. IMPRESSION: b. Electronically signed by N. N.", "a.", "b."),
+    ("on one line", "FINDINGS: a. IMPRESSION: b. I have reviewed the images.", "a.", "b."),
+    ("on one line", f"FINDINGS: a. IMPRESSION: b. {'_' * 20} z", "a.", "b."),
+    ("underlined", "FINDINGS\n====\na\n\nIMPRESSION\n----\nb\n----\nz", "a", "b"),
+    *(
+        ("no end", f"FINDINGS: a\nIMPRESSION: b\n{line}", "a", f"b\n{line}")
+        for line in (
+            "____ was told.",
+            "End of the tube in the stomach.",
+            "1. Recommendation: CT",
+            "Final reports of the lab are awaited.",
+            "The findings were reviewed with Dr. N.",
+            "Read as normal.",
+            "Type I reviewed - z.",
+        )
+    ),
+    *(
+        ("separator", f"FINDINGS{mark}a\nIMPRESSION{mark}b", "a", "b")
+        for mark in (" - ", "- ", " \u2013 ", "\u2014", "\u00a0: ", ":\u00a0", " :- ", "\uff1a")
+    ),
+    *(
+        ("ordinals", f"{one}FINDINGS: a\n{two}IMPRESSION: b", "a", "b")
+        for one, two in (("1. ", "2. "), ("1) ", "2) "), ("(1) ", "(2) "), ("I. ", "II. "))
+    ),
+    ("ordinals", "1. TECHNIQUE: z. 2. FINDINGS: a. 3. IMPRESSION: b.", "a.", "b."),
+    ("a dash is no colon", "FINDINGS: CT\nHead - a\nIMPRESSION: b", "CT\nHead - a", "b"),
+    *(
+        ("other sections", f"FINDINGS: a\n{title}: z\nIMPRESSION: b", "a", "b")
+        for title in (
+            *("Patient history", "Comparison exam", "Comparison film", "Prior study"),
+            *("PATIENT HISTORY", "Clinical indication", "Relevant clinical history"),
+            *("Reason for test", "CT technique"),
+        )
+    ),
+    ("composed", "Technique and findings: a\nImpression and plan: b", "a", "b"),
+    ("interpretation alone", "FINDINGS: a\nINTERPRETATION: b", "a", "b"),
+    ("interpretation beside it", "INTERPRETATION: a\nIMPRESSION: b", "a", "b"),
+    ("summary beside it", "FINDINGS: a\nSUMMARY: z\nIMPRESSION: b", "a", "b"),
+    ("two impressions", "IMPRESSION: z\nFINDINGS: a\nIMPRESSION: b\nIMPRESSION:", "a", "b"),
+    ("preliminary", "WET READ\nIMPRESSION: z\nFINAL REPORT\nFINDINGS: a\nIMPRESSION: b", "a", "b"),
+    ("addendum", "FINDINGS: a\nIMPRESSION: z\nADDENDUM 1/1\nIMPRESSION: b", "a", "b"),
+    ("German", "Klinik: z\nBefund: a\nBeurteilung: b", "a", "b"),
+    ("Spanish", "HALLAZGOS: a\n\nIMPRESI\u00d3N: b", "a", "b"),
+    ("French", "R\u00c9SULTATS : a\nCONCLUSION : b", "a", "b"),
+    ("Portuguese", "ACHADOS: a\nIMPRESS\u00c3O: b", "a", "b"),
+    ("HL7, breaks", "FINDINGS: a\\.br\\IMPRESSION:\\.br\\b", "a", "b"),
+    (
+        "HL7, headings in the text",
+        "MSH|^~\\&|RIS\rOBX|1|TX|71020||FINDINGS: a \\T\\ c||||||F\rOBX|2|TX|71020||d||||||F\r"
+        "OBX|3|TX|71020||IMPRESSION: b||||||F\r",
+        "a & c\nd",
+        "b",
+    ),
+    (
+        "HL7, headings in OBX-3",
+        "OBX|1|TX|71020&GDT^X||a~c||||||F\nOBX|2|TX|71020&GDT^X||d||||||F\n"
+        "OBX|3|FT|71020&IMP^X||b||||||F\nOBX|4|NM|1^size||3||||||F\n",
+        "a\nc\nd",
+        "b",
+    ),
+    ("HL7, words in OBX-3", "OBX|1|TX|FINDINGS||a\nOBX|2|TX|X^Impression||b\n", "a", "b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("report", "findings", "impression"), [c[1:] for c in PARTS], ids=[c[0] for c in PARTS]
+)
+def test_findings_and_impression(report: str, findings: str, impression: str) -> None:
+    found = texts_of(report)
+    assert (found["findings"], found["impression"]) == (findings, impression)
+    check(report, find_sections(report))
+
+
+def test_headings_of_unknown_meaning() -> None:
+    report = "BEVINDINGEN: a\nOordeel : b\nCT 3: c\nImpression: d\nx: e\nThe lungs are clear\n"
+    assert unknown_headings(report) == {"BEVINDINGEN", "OORDEEL"}
 
 
 def check(report: str, found: list[Section]) -> None:

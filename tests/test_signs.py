@@ -41,6 +41,17 @@ def test_an_unknown_sign_is_written_as_sentencepiece_does() -> None:
     assert wanted[:3] == ["3 ⁇ 4 mm", "⁇ 4 mm", "⁇ 5 HU"]
 
 
+@pytest.mark.parametrize("text", ["10³", "2²", "1½ cm", "3¼", "5₂"])
+def test_a_sign_never_becomes_a_digit_of_the_number_before_it(
+    text: str, t5: PreTrainedTokenizerBase
+) -> None:
+    """A normaliser writes 10³ as 103."""
+    (read,) = to_text(t5, ids_of((text,), t5))
+    assert read.split("⁇")[0].strip() == text.removesuffix(" cm")[:-1]
+    assert Signs(t5).unknown([text]).total() == 1
+    assert to_text(t5, ids_of(("5 cm² a",), t5)) == ["5 cm2 a"]  # of a word it may
+
+
 def test_other_outputs_are_decoded_as_before(t5: PreTrainedTokenizerBase) -> None:
     texts = ("no acute finding, 4 mm.", "left  lung", "")
     ids = ids_of(texts, t5)

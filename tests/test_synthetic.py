@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import pytest
 
@@ -220,6 +221,26 @@ def test_splits_share_no_prompt_and_have_their_sizes(tmp_path: Path) -> None:
         assert all(list(row) == ["id", "prompt", "impressions", "group"] for row in rows)
         prompts += [row["prompt"] for row in rows]
     assert len(set(prompts)) == sum(sizes.values())
+
+
+def prompts_in(folder: Path) -> set[str]:
+    lines = [line for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+    return {json.loads(line)["prompt"] for line in lines}
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_no_report_of_the_seeds_to_keep_away_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """(The same seed would begin with the very same reports.)"""
+    monkeypatch.setattr(synthetic, "N_DEFAULT", 90)
+    sizes: dict[str, Any] = {"n_train": 60, "n_validation": 20, "n_test": 10}
+    write_splits(tmp_path / "demo", **sizes, seed=seed)
+    write_splits(tmp_path / "base", **sizes, seed=seed, without_seeds=(0, 1, 2))
+    assert len(prompts_in(tmp_path / "demo")) == len(prompts_in(tmp_path / "base")) == 90
+    assert not prompts_in(tmp_path / "demo") & prompts_in(tmp_path / "base")
+    ids = [r.id for r in generate(5, seed, {r.prompt for r in generate(3, seed)})]
+    assert ids == [f"synthetic-{i:06d}" for i in range(5)]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(

@@ -209,7 +209,7 @@ def test_reports_with_headings(tmp_path: Path) -> None:
 def test_reports_that_lack_a_section_are_bad_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("report2impression.reading.split_files.MAX_LINE_BYTES", 200)
+    monkeypatch.setattr("report2impression.reading.report_files.MAX_LINE_BYTES", 200)
     folder = tmp_path / "test"
     put(folder / "a.txt", f"IMPRESSION: {CANARY}")
     put(folder / "b.txt", f"FINDINGS: {CANARY}\nIMPRESSION:")

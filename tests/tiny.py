@@ -27,9 +27,7 @@ from report2impression.reading.sources import stream_pairs
 from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.tracking import Tracker
 from report2impression.weights.folders import find_trained
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.new_base import NewBaseConfig, new_base
 from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model

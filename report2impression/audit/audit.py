@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from report2impression.audit import subwords
 from report2impression.audit.checks import Flags, Texts, prepare, run_checks
 from report2impression.audit.cleaning import DEFAULT, names_to_remove, reasons, write_clean
 from report2impression.audit.findings import CHECKS, ROWS, SEVERITIES, Told, bad_rows, judge
@@ -37,10 +36,11 @@ from report2impression.reading.licence import mark_of
 from report2impression.reading.options import PairSource
 from report2impression.reading.pairs import SPLITS, Pair, Split, has_split, open_pairs
 from report2impression.reporting.pages import write_page
-from report2impression.scoring import baselines
+from report2impression.scoring import baselines, placeholders
 from report2impression.scoring.rouge_bleu import scores
 
 N_SCORED, N_NEIGHBOURS = 1000, 10_000  # pairs: more cost minutes and change the scores little
+UNCUT = 2**31 - 1  # tokens
 SHOWN = ("rouge1", "rouge2", "rougeL", "bleu")
 
 Words = dict[str, dict[str, np.ndarray]]  # side -> split -> words of each text
@@ -68,7 +68,7 @@ class AuditConfig:
     output_dir: str = "runs/audit"
     """Folder for audit.json and audit.html."""
     tokenizer: str = ""
-    """Folder of the T5 base, to count tokens; without it nothing is said about them."""
+    """Folder or hub id of the T5 base, to count tokens; without it nothing is said about them."""
     max_source_tokens: int = 512
     """Longest input in tokens, prefix and end of sequence included."""
     max_target_tokens: int = 256
@@ -125,25 +125,35 @@ def _score_job(splits: Sequence[Split]) -> dict[str, Any]:
 def count_tokens(
     config: AuditConfig, splits: Sequence[Split]
 ) -> tuple[Flags, dict[str, Any], list[tuple[str, int]]]:
-    """Flags of what is cut or unknown, lengths in tokens, and unknown characters; nothing of all
-    that without a tokenizer."""
+    """Flags of what is cut or unknown, lengths in tokens, and unknown characters, as training would
+    count them; nothing of all that without a tokenizer."""
     if not config.tokenizer:
         return {}, {}, []
-    tokenizer = subwords.load(config.tokenizer)
+    # Loads transformers, which most audits do without.
+    from report2impression.batching.signs import Signs
+    from report2impression.batching.tokens import tokenise
+    from report2impression.weights.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    signs = Signs(tokenizer)
     flags: Flags = {"cut_input": {}, "cut_target": {}, "unknown": {}}
     lengths: dict[str, Any] = {"input": {}, "target": {}}
-    prefix = int(tokenizer.count([config.data.prefix])[0][0])
+    unknown: Counter[str] = Counter()
     for split in splits:
-        inputs, in_input = tokenizer.count([pair.prompt for pair in split.pairs])
-        targets, in_target = tokenizer.count([pair.impression for pair in split.pairs])
-        inputs, targets = inputs + prefix + 1, targets + 1  # the end of sequence
-        flags["cut_input"][split.name] = inputs > config.max_source_tokens
-        flags["cut_target"][split.name] = targets > config.max_target_tokens
-        flags["unknown"][split.name] = in_input | in_target
-        lengths["input"][split.name] = _spread(inputs)
-        lengths["target"][split.name] = _spread(targets)
-    texts = (text for split in splits for p in split.pairs for text in (p.prompt, p.impression))
-    return flags, lengths, tokenizer.unknown_characters(texts)
+        prompts = [config.data.prefix + pair.prompt for pair in split.pairs]
+        impressions = [pair.impression for pair in split.pairs]
+        flags["unknown"][split.name] = np.zeros(len(split.pairs), bool)
+        for side, texts, limit in (
+            ("input", prompts, config.max_source_tokens),
+            ("target", impressions, config.max_target_tokens),
+        ):
+            tokens = tokenise(texts, tokenizer, max_tokens=UNCUT)
+            flags[f"cut_{side}"][split.name] = tokens.lengths > limit
+            lengths[side][split.name] = _spread(tokens.lengths)
+            is_unknown = tokens.ids == tokenizer.unk_token_id
+            flags["unknown"][split.name] |= np.logical_or.reduceat(is_unknown, tokens.offsets[:-1])
+            unknown.update(signs.unknown(texts) if is_unknown.any() else ())
+    return flags, lengths, unknown.most_common()
 
 
 def _spread(lengths: np.ndarray) -> dict[str, float]:
@@ -248,11 +258,7 @@ def _word_lengths(texts: Sequence[Texts], words: Words) -> dict[str, Any]:
     for x in texts:
         for side, name in (("input", "prompt"), ("target", "impression")):
             counts = words[side][x.split.name]
-            n = sum(
-                len(baselines.PLACEHOLDER.findall(text))
-                for text in (getattr(pair, name) for pair in x.pairs)
-                if "__" in text or "[**" in text or "xxxx" in text.lower()
-            )
+            n = sum(placeholders.count(getattr(pair, name)) for pair in x.pairs)
             share = {"placeholders": 100 * n / max(int(counts.sum()), 1)}
             found[side][x.split.name] = _spread(counts) | share
     return found

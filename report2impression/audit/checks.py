@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from report2impression.reading.pairs import Pair, Split
-from report2impression.scoring.baselines import PLACEHOLDER
+from report2impression.scoring import placeholders
 from report2impression.scoring.duplicates import near, normalised
 
 Bools = NDArray[np.bool_]
@@ -83,12 +83,6 @@ def is_boilerplate(target: str) -> bool:
     return target.count(" ") < BOILERPLATE_WORDS and bool(BOILERPLATE.match(target))
 
 
-def has_placeholder(text: str) -> bool:
-    """A cheap look first: most texts have none, and the pattern is slow."""
-    lower = text.lower()
-    return any(sign in lower for sign in ("__", "xxxx", "[**")) and bool(PLACEHOLDER.search(text))
-
-
 def _contained(_: Pair, source: str, target: str) -> bool:
     long_enough = target.count(" ") + 1 >= SHORTEST_COPY
     return long_enough and source != target and f" {target} " in f" {source} "
@@ -99,8 +93,8 @@ ONE_PAIR: dict[str, Callable[[Pair, str, str], bool]] = {
     "contained": _contained,
     "short_input": lambda _, source, target: source.count(" ") < target.count(" "),
     "boilerplate": lambda _, source, target: is_boilerplate(target),
-    "placeholder_input": lambda pair, *_: has_placeholder(pair.prompt),
-    "placeholder_target": lambda pair, *_: has_placeholder(pair.impression),
+    "placeholder_input": lambda pair, *_: placeholders.has(pair.prompt),
+    "placeholder_target": lambda pair, *_: placeholders.has(pair.impression),
 }
 
 

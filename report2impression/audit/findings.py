@@ -91,7 +91,7 @@ CHECKS = (
     Check(
         "placeholder_target",
         "warning",
-        "placeholder (____) in the target",
+        "placeholder (____, [**...**], <NAME>) in the target",
         "the model learns to write placeholders: mend the targets, or add placeholder_target to "
         "--remove",
         least=1.0,
@@ -99,7 +99,7 @@ CHECKS = (
     Check(
         "placeholder_input",
         "note",
-        "placeholder (____) in the input",
+        "placeholder (____, [**...**], <NAME>) in the input",
         "expected in de-identified reports; give inputs the same form when the model is used",
         least=1.0,
     ),

@@ -8,7 +8,8 @@ seeds with (seed, epoch, example).
 
 Prefix language modelling (section 3.2 there; the S-denoiser of UL2, Tay et al. 2022): the report is
 cut in two, `a b c d e </s>` -> `f g h </s>`. The end of a report is its impression, so a base that
-has learned to go on from any place has begun to learn the task.
+has learned to go on from any place has begun to learn the task. A share may be cut right where the
+impression begins: all of such a target can be read off its source, which is what teaches copying.
 
 All cuts are known before anything is drawn, and so are the lengths, which is what the plan needs.
 """
@@ -63,12 +64,24 @@ def corrupt(
     return np.concatenate([*source, eos]), np.concatenate(target)
 
 
-def cuts(lengths: NDArray[np.int64], share: float, draw: np.random.Generator) -> NDArray[np.int64]:
-    """Where each report (N,) is cut in two, in its last half but not before MIN_TOKENS - 1;
-    0 = span corruption instead, for all but `share` of them."""
+def cuts(
+    lengths: NDArray[np.int64],
+    impressions: NDArray[np.int64],
+    share: float,
+    share_at_impression: float,
+    draw: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Where each report (N,) is cut in two; 0 = span corruption instead, for all but `share` of
+    them.
+
+    `share_at_impression` of the cuts lie where the impression begins, if it does before the report
+    ends; the others in the report's last half, but not before MIN_TOKENS - 1.
+    """
     first = np.maximum(lengths // 2, MIN_TOKENS - 1)
     places = first + (draw.random(len(lengths)) * (lengths - first)).astype(np.int64)
-    return np.where(draw.random(len(lengths)) < share, places, 0)
+    cut = draw.random(len(lengths)) < share
+    asked = (draw.random(len(lengths)) < share_at_impression) & (impressions < lengths)
+    return np.where(cut, np.where(asked, impressions, places), 0)
 
 
 def split_at(ids: IdArray, cut: int, eos_id: int) -> tuple[IdArray, IdArray]:

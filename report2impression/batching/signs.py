@@ -64,6 +64,14 @@ HALVES = "½⅓⅔¼¾⅛⅜⅝⅞"
 FRACTION = re.compile(rf"(\d)(?=[{HALVES}])")  # 1½ is 1 1/2, not 11/2
 POWER = re.compile("(?<=[0-9])([⁰¹²³⁴-⁹]+)")  # 10³ is not 103
 DECIMAL = re.compile(r"(?<=\d)·(?=\d)")
+# Many a tokenizer's normaliser makes digits of these: 10³ would be read as 103, and 1½ as 11/2.
+MERGED = re.compile(rf"(?<=[0-9])[⁰¹²³⁴-⁹₀-₉{HALVES}]")
+NO_SIGN = "\ue000"  # of the private use area: no tokenizer knows it
+
+
+def kept_apart(text: str) -> str:
+    """The text with an unknown sign wherever one would else become a digit of the number before."""
+    return text if text.isascii() else MERGED.sub(NO_SIGN, text)
 
 
 class Signs:
@@ -83,6 +91,7 @@ class Signs:
         found = Counter[str]()
         for text in texts:
             found.update(sign for sign in text if not self._is_known(sign))
+            found.update(sign for sign in MERGED.findall(text) if self._is_known(sign))
         return Counter({f"U+{ord(sign):04X}": n for sign, n in found.items()})
 
     def _is_known(self, sign: str) -> bool:

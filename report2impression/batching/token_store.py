@@ -41,7 +41,7 @@ from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.pairs import BadRow, Pair
 from report2impression.reading.sources import SHOWN
 
-FORMAT = "4"  # raise when the meaning of a stored folder changes
+FORMAT = "5"  # raise when the meaning of a stored folder changes
 NAMES, IMPRESSIONS = "names", "impressions"
 COUNTS = ("n_truncated", "n_unknown")  # of each side: fields of its `Tokens`
 
@@ -72,10 +72,12 @@ class Side:
     max_tokens: int
     before: str = ""
     between: str = ""
+    after: str = ""
     add_eos: bool = True
 
     def text(self, pair: Pair) -> str:
-        return self.before + self.between.join(getattr(pair, field) for field in self.fields)
+        text = self.between.join(getattr(pair, field) for field in self.fields)
+        return f"{self.before}{text}{self.after}"
 
 
 class Stored(NamedTuple):

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from report2impression.batching.signs import kept_apart
+
 CHUNK = 500  # texts: enough work for one call of the tokenizer, little to hold in memory
 MAX_THREADS = 8  # the tokenizer works outside Python's lock; what goes on inside it feeds no more
 
@@ -70,6 +72,7 @@ class Tokeniser:
         """Ids of every text, cut to max_tokens (end-of-sequence included and always kept)."""
         rows: list[list[int]] = []
         room, end, n_truncated = max_tokens - int(add_eos), [self.eos_id] * add_eos, 0
+        texts = [*map(kept_apart, texts)]
         for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
             ids = encoding.ids
             if not self.spelled.keys().isdisjoint(ids):

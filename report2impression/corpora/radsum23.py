@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from report2impression.reading import closings
+
 Mode = Literal["radsum23", "corrected"]
 Style = Literal["plain", "hub"]
 TABLES = Path(__file__).with_name("radsum23.json")
@@ -32,6 +34,16 @@ SAME_TEXTS = "findings equal impression"
 
 _TITLE = "FINAL REPORT"
 _HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s")
+# What `corrected` also takes for a heading: these words behind an ordinal, before a dash or a NBSP.
+_WORDS = (
+    "IMPRESSIONS?|CONCLUSIONS?|FINDINGS|COMPARISONS?|TECHNIQUE|INDICATIONS?|(?:CLINICAL )?HISTORY"
+)
+_ORDINAL = r"\(?(?:\d{1,2}|[IVX]{1,4})[.)]+[ \xa0]*"
+_DASH = r"[ \xa0]*[-\u2013\u2014]+\s"
+_CORRECTED = re.compile(
+    rf"\n (?:(?:{_ORDINAL})?({_WORDS})(?:{_DASH}|\xa0+:\s)|{_ORDINAL}({_WORDS}):\s|"
+    r"([A-Z ()/,-]+):\s)"
+)
 _PAGE_BREAK = re.compile(r"\(Over\).*?\(Cont\)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"\[\*\*(.*?)\*\*\]")
 _UNDERSCORES = re.compile("_{3,}")
@@ -78,7 +90,7 @@ def pair_of(note: str, group: str, mode: Mode, style: Style = "plain") -> tuple[
     body = report_body(note, mode)
     if body in (NO_REPORT, PAGE_BREAK):
         return body
-    names, texts = sections(body)
+    names, texts = sections(body, mode)
     if names.count("impression") != 1:
         return TWO_IMPRESSIONS if "impression" in names else NO_IMPRESSION
     place = names.index("impression")
@@ -113,22 +125,25 @@ def report_body(note: str, mode: Mode) -> str:
     return body
 
 
-def sections(body: str) -> tuple[list[str], list[str]]:
+def sections(body: str, mode: Mode = "radsum23") -> tuple[list[str], list[str]]:
     """(names, raw texts) of the preamble and of each heading, in the order of the report.
 
     A heading begins at a newline, so a second one on the same line is text; and as it takes the
-    white space behind its colon, one on the line directly below an empty heading is text too.
+    white space behind its colon, to the builder one on the line directly below an empty heading is
+    text too. The corrected mode ends a section at its closing line, as `reading.sections` does.
     """
-    match = _HEADING.search(body)
+    heading = _CORRECTED if mode == "corrected" else _HEADING
+    match = heading.search(body)
     if not match:
         return ["full report"], [body]
-    name_of = tables().name_of
     names, texts = ["preamble"], [body[len(_TITLE) : match.start()]]
     while match:
-        name, start = match.group(1).lower(), match.end()
-        match = _HEADING.search(body, start)
-        names.append(name_of.get(name, name))
-        texts.append(body[start : match.start() if match else len(body)])
+        title, start = match[match.lastindex or 0].lower(), match.end()
+        following = heading.search(body, start)
+        text = body[start : following.start() if following else len(body)]
+        names.append(tables().name_of.get(title, title))
+        texts.append(closings.body(text) if mode == "corrected" else text)
+        match = following
     return names, texts
 
 

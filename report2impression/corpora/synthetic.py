@@ -17,7 +17,7 @@ import functools
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -60,6 +60,8 @@ COMPARISONS = ("", "", "comparison is made to ____", "the prior study of ____ wa
 ROWS_PER_REPORT = (0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 4)  # 17 % normal studies
 TRIVIA_PER_REPORT = (0, 1, 1, 2)
 GRAMMAR = Path(__file__).with_name("synthetic_grammar.txt")
+N_TRAIN, N_VALIDATION, N_TEST = 4000, 500, 1000
+N_DEFAULT = N_TRAIN + N_VALIDATION + N_TEST
 STATED = 0.9  # share of the normal statements that the findings tell
 
 
@@ -206,13 +208,14 @@ def _report(rng: random.Random) -> tuple[str, str, str]:
     return " ".join([opening, *sentences]), impression, study.group
 
 
-def generate(n: int, seed: int = 0) -> list[Report]:
-    """The first `n` reports of `seed`, no prompt twice; same seed, same reports on any machine."""
+def generate(n: int, seed: int = 0, without: Collection[str] = ()) -> list[Report]:
+    """The first `n` reports of `seed`, no prompt twice and none of those in `without`; same seed,
+    same reports on any machine."""
     rng = random.Random(seed)
     reports: dict[str, Report] = {}
     while len(reports) < n:
         prompt, impression, group = _report(rng)
-        if prompt not in reports:
+        if prompt not in reports and prompt not in without:
             name = f"synthetic-{len(reports):06d}"
             reports[prompt] = Report(name, prompt, impression, group)
     return list(reports.values())
@@ -220,10 +223,11 @@ def generate(n: int, seed: int = 0) -> list[Report]:
 
 def write_splits(
     output_dir: str | Path,
-    n_train: int = 4000,
-    n_validation: int = 500,
-    n_test: int = 1000,
+    n_train: int = N_TRAIN,
+    n_validation: int = N_VALIDATION,
+    n_test: int = N_TEST,
     seed: int = 0,
+    without_seeds: tuple[int, ...] = (),
 ) -> None:
     """Write {train,validation,test}.jsonl of synthetic reports; no prompt stands in two splits.
 
@@ -233,6 +237,8 @@ def write_splits(
         n_validation: Number of reports in validation.jsonl.
         n_test: Number of reports in test.jsonl.
         seed: Seed of the generator.
+        without_seeds: No report may be one that another call, with one of these seeds and the
+            numbers as they stand above, writes: to pre-train on this, and test on that.
 
     Raises:
         ConfigError: a number below 1, or a folder that cannot be written.
@@ -241,7 +247,8 @@ def write_splits(
     for split, size in sizes.items():
         if size < 1:
             raise ConfigError(f"--n_{split} is {size}; ask for 1 report or more")
-    reports = iter(generate(sum(sizes.values()), seed))
+    elsewhere = {r.prompt for other in without_seeds for r in generate(N_DEFAULT, other)}
+    reports = iter(generate(sum(sizes.values()), seed, elsewhere))
     folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,11 @@ from report2impression.reading.rows import (
     MAX_LINE_BYTES,
     Row,
     Table,
-    open_table,
     parse_json,
     told,
 )
-from report2impression.reading.split_files import find_split, open_split
+from report2impression.reading.split_files import open_split
+from report2impression.reading.tables import open_table
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def open_input(config: ExtractConfig, columns: Columns) -> Input:
     if os.path.isdir(path) and next(path.glob("*.txt"), None):
         return Input(lambda: _text_files(path))
     if os.path.isdir(path):
-        name = find_split(path, config.split).name
-        return _table(open_split(path, config.split), columns, name)
+        return _table(open_split(path, config.split), columns, config.split)
     if path.suffix == ".txt":
         return Input(lambda: iter([_text_file(path)]), is_one=True)
     if path.name.endswith(tuple(f".{ending}" for ending in ENDINGS)):

@@ -1,6 +1,8 @@
-"""The printed table."""
+"""The printed table, and the notes."""
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from rich.console import Console
@@ -35,3 +37,9 @@ def _cell(value: Any, digits: int = 4) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "-" if value is None else for_terminal(str(value))
+
+
+@cache
+def tell_once(line: str) -> None:
+    """A note on stderr, once per process: data are often read more than once."""
+    print(for_terminal(line), file=sys.stderr)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from report2impression.program.errors import DataError
-from report2impression.reading.rows import ARROW_BATCH, PlacedRow, Table, Wanted, arrow_rows
+from report2impression.reading.arrow import ARROW_BATCH, CLASSES, arrow_rows
+from report2impression.reading.rows import PlacedRow, Table, Wanted
 
 HUB_TIMEOUT_S = 10.0
 
@@ -43,12 +44,14 @@ def open_hub_table(path: str, split: str, revision: str | None) -> Table:
     dataset = open_hub(path, split, revision)
     columns = tuple(dataset.column_names)
     name = f"{path} {split}"
+    features = dict(dataset.features or {})
+    classes = {n: f.names for n, f in features.items() if type(f).__name__ == CLASSES}
 
     def rows(wanted: Wanted) -> Iterator[PlacedRow]:
         names = [column for column in columns if wanted is None or column in wanted]
         # Arrow format: images and other columns that we do not need stay undecoded.
         batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=ARROW_BATCH)
-        for number, row in enumerate(arrow_rows(batches), start=1):
+        for number, row in enumerate(arrow_rows(batches, classes), start=1):
             yield f"{name} row", number, row
 
     return Table(name, "hub", columns, rows)

@@ -34,8 +34,8 @@ class SourceConfig(PairSource):
     """Where report pairs are read from."""
 
     path: str = "hejazizo/mimic-iii"
-    """Folder with train|validation|test as .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .tok
-    pairs or a folder of .txt reports; or a hub data set id."""
+    """Folder with train|validation|test as .jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet,
+    shards of these, .tok pairs or a folder of .txt reports; or a hub data set id."""
     mix: tuple[str, ...] = ()
     """Further folders or hub ids (owner/name or owner/name@revision) that only training pairs are
     read from."""

@@ -13,12 +13,13 @@ host.
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from report2impression.program.errors import ConfigError, DataError
+from report2impression.program.terminal import tell_once
 from report2impression.program.unseen import CONTROLS, has_ink
 from report2impression.reading.hub import open_hub_table
 from report2impression.reading.options import PairSource
@@ -94,8 +95,11 @@ class PairTable:
             n_bad, first = n_bad + 1, first or bad
             if not self.stops:
                 yield bad
+        notes = self.table.notes()
         if first and (self.stops or not n_good):
-            _refuse(first, n_bad, self.path, can_skip=n_good > 0)
+            _refuse(first, n_bad, self.path, notes, can_skip=n_good > 0)
+        for note in notes:
+            tell_once(note)
         if not n_good:
             raise DataError(
                 f"{self.table.name} (in {self.path}): no rows; add some, or point `--data.path` "
@@ -159,10 +163,14 @@ def has_split(path: str, split: str) -> bool:
     return True
 
 
-def _refuse(first: BadRow, n_bad: int, path: str, *, can_skip: bool) -> None:
-    count = f"{n_bad} bad row{'s' * (n_bad > 1)} in all"
-    remedy = "leave them out with `--data.on_bad_row skip`" if can_skip else "no row is usable"
-    raise DataError(f"{first.where} (in {path}): {first.reason}; {count}: mend them, or {remedy}")
+def _refuse(first: BadRow, n_bad: int, path: str, notes: Sequence[str], *, can_skip: bool) -> None:
+    count = f"{n_bad:,} bad rows" if n_bad > 1 else "1 bad row"
+    them = "them" if n_bad > 1 else "it"
+    remedy = f"leave {them} out with `--data.on_bad_row skip`" if can_skip else "no row is usable"
+    told = "".join(f"; {note}" for note in notes)
+    raise DataError(
+        f"{first.where} (in {path}): {first.reason}; {count} in all: mend {them}, or {remedy}{told}"
+    )
 
 
 def _check_call(source: PairSource, split: str, on_bad_row: str) -> None:

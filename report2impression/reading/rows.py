@@ -1,7 +1,6 @@
 """The rows of one file, as a stream: bytes -> lines -> rows of cells, in constant memory.
 
-    table = open_table(Path("train.csv.gz"))      # jsonl, csv, tsv (each also .gz, .zst), parquet
-    for place, number, row in table.rows(None):   # such as ("train.csv.gz line", 2, {...})
+What all formats share, and JSON; `reading.delimited` has CSV, `reading.arrow` Parquet and Arrow.
 
 A row that cannot be read is a text that says why, and the reading goes on: one bad byte costs one
 row. Damage behind which the next row cannot be found (a cut archive, a quote that never ends)
@@ -10,11 +9,10 @@ does not fill the memory. Messages hold no report text.
 """
 
 import codecs
-import csv
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,10 @@ from typing import Any
 
 from report2impression.program.errors import DataError
 
-TEXT_FORMATS = ("jsonl", "csv", "tsv")
+TEXT_FORMATS = ("jsonl", "json", "csv", "tsv")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ENDINGS = (*(f + c for f in TEXT_FORMATS for c in ("", *COMPRESSIONS)), "parquet")
 MAX_LINE_BYTES = 100_000_000  # also characters of a CSV field; Python's default is 131,072
-ARROW_BATCH = 64  # rows; a batch of long reports must fit into memory
 BLANK = "the line is blank"
 TOO_LONG = "the line is longer than 100 MB"
 NOT_UTF8 = "the line is not UTF-8"
@@ -51,31 +48,8 @@ class Table:
     format: str
     columns: tuple[str, ...] | None  # of all rows; None = rows differ in their keys (JSONL)
     rows: Callable[[Wanted], Iterator[PlacedRow]]
-
-
-def open_table(file: Path) -> Table:
-    """The file as a table, its header read. DataError: it is missing or cannot be read."""
-    name = file.name
-    ending = next(e for e in reversed(ENDINGS) if name.endswith(f".{e}"))
-    kind = ending.split(".")[0]
-    with told(file):
-        check_regular(file)
-        if kind == "jsonl":
-            return Table(name, ending, None, lambda _: _placed(file, "line", _jsonl_rows(file)))
-        if kind == "parquet":
-            columns = _parquet_columns(file)
-            return Table(
-                name, ending, columns, lambda wanted: _placed(file, "row", _parquet(file, wanted))
-            )
-        columns = tuple(_CsvReader(file).header)
-        return Table(name, ending, columns, lambda _: _placed(file, "line", _csv_rows(file)))
-
-
-def _placed(file: Path, unit: str, rows: Iterable[tuple[int, Row]]) -> Iterator[PlacedRow]:
-    place = f"{file.name} {unit}"
-    with told(file):
-        for number, row in rows:
-            yield place, number, row
+    notes: Callable[[], list[str]] = list
+    """What there is to tell after a reading, without report text."""
 
 
 def check_regular(file: Path) -> None:
@@ -136,10 +110,15 @@ def lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
             yield number, None
 
 
-# ---- JSONL
+def refuse_duplicates(names: Collection[str], file: Path) -> None:
+    if len(set(names)) != len(names):
+        raise DataError(f"{file}: two columns have the same name; rename one")
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[int, Row]]:
+# ---- JSON: an object per line, or an array of objects
+
+
+def jsonl_rows(file: Path) -> Iterator[tuple[int, Row]]:
     for number, line in lines(file):
         if line is None:
             yield number, TOO_LONG
@@ -155,6 +134,8 @@ def parse_json(line: bytes) -> Row:
         return NOT_UTF8
     except (ValueError, RecursionError):
         return "the line is not valid JSON, or has a key twice"
+    if isinstance(row, list):
+        return "the line is not a JSON object but an array; name a file of one array .json"
     return row if isinstance(row, dict) else "the line is not a JSON object"
 
 
@@ -168,124 +149,74 @@ def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
 _JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)  # `json.loads` makes one for every line
 
 
-# ---- CSV, TSV
+def json_rows(file: Path) -> Iterator[tuple[int, Row]]:
+    """The objects of an array, one by one; or, where no array is opened, those of the lines."""
+    with open_bytes(file) as stream:
+        text = _Ahead(stream, file)
+        if text.skip() != "[":
+            yield from jsonl_rows(file)
+            return
+        text.at += 1
+        number, mark = 0, text.skip()
+        while mark != "]":
+            number += 1
+            value = text.value(number)
+            yield number, value if isinstance(value, dict) else "the row is not a JSON object"
+            mark = text.skip()
+            text.at += mark == ","
+            if mark not in (",", "]"):
+                raise text.damaged(number)
+            mark = text.skip() if mark == "," else mark
+        text.at += 1
+        if text.skip():
+            raise text.damaged(number + 1)
 
 
-class _CsvReader:
-    """Strict: a quote that never ends would else swallow the rest of the file into one cell.
+class _Ahead:
+    """A text that is read as far as one value of it needs."""
 
-    Such damage stops the reading even if bad rows are skipped: where the next row starts is lost.
-    """
+    def __init__(self, stream: io.BufferedIOBase, file: Path) -> None:
+        self._stream, self._file = stream, file
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._buffer, self.at, self._is_whole = "", 0, False
+        self._more(4)
+        self._buffer = self._buffer.removeprefix("\ufeff")
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        mark = "\t" if ".tsv" in file.suffixes else ","
-        self._cells = csv.reader(_text_lines(file), delimiter=mark, strict=True)
-        self.start = 1  # line of the next record
-        self.header = _checked_header(self.next() or [], file)
+    def skip(self) -> str:
+        """The next sign that is not blank; "" at the end."""
+        while True:
+            rest = self._buffer[self.at : self.at + 1]
+            if rest and rest not in " \t\r\n":
+                return rest
+            if not rest and not self._more(2**16):
+                return ""
+            self.at += bool(rest)
 
-    def next(self) -> list[str] | None:
-        """The cells of the next record, None at the end."""
-        limit = csv.field_size_limit(MAX_LINE_BYTES)  # global in Python: put back at once
+    def value(self, number: int) -> Any:
+        """The value that starts here; DataError if it does not end."""
+        while True:
+            try:
+                value, end = _JSON.raw_decode(self._buffer, self.at)
+            except (ValueError, RecursionError):
+                end = None
+            if end is not None and (end < len(self._buffer) or self._is_whole):
+                self.at = end
+                return value
+            n_ahead = len(self._buffer) - self.at
+            if n_ahead > MAX_LINE_BYTES or not self._more(n_ahead + 2**16):
+                raise self.damaged(number)
+
+    def damaged(self, number: int) -> DataError:
+        return DataError(
+            f"{self._file} row {number}: the JSON array cannot be parsed from here on, or has a "
+            "key twice; write the file again"
+        )
+
+    def _more(self, n_bytes: int) -> bool:
+        data = self._stream.read(n_bytes)
         try:
-            return next(self._cells, None)
-        except csv.Error:
-            raise DataError(
-                f"{self._file} line {self.start}: the CSV record that starts here cannot be parsed "
-                "(a quote that does not end, a lone CR, or a field over 100 MB); mend the file"
-            ) from None
-        finally:
-            csv.field_size_limit(limit)
-            self.line, self.start = self.start, self._cells.line_num + 1
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:
-    reader = _CsvReader(file)
-    while (cells := reader.next()) is not None:
-        yield reader.line, _csv_row(reader.header, cells)
-
-
-def _text_lines(file: Path) -> Iterator[str]:
-    for number, line in lines(file):
-        if line is None:
-            raise DataError(f"{file} line {number}: {TOO_LONG}; mend the file")
-        try:
-            text = line.decode("utf-8")
+            self._buffer = self._buffer[self.at :] + self._decode(data, final=not data)
         except UnicodeDecodeError:
-            raise DataError(f"{file} line {number}: not UTF-8; save it as UTF-8") from None
-        yield text
-
-
-def _checked_header(cells: list[str], file: Path) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    if not any(header):
-        raise DataError(f"{file} line 1: no header; the first line must name the columns")
-    _refuse_duplicates([name for name in header if name], file)
-    return header
-
-
-def _csv_row(header: list[str], cells: list[str]) -> Row:
-    if not cells:
-        return BLANK
-    if [cell.strip() for cell in cells] == header:
-        return "the row repeats the header"
-    if len(cells) != len(header):
-        return f"the row has {len(cells)} fields, the header {len(header)}"
-    return dict(zip(header, cells, strict=True))
-
-
-def _refuse_duplicates(names: Collection[str], file: Path) -> None:
-    if len(set(names)) != len(names):
-        raise DataError(f"{file}: two columns have the same name; rename one")
-
-
-# ---- Parquet
-
-
-def _parquet_columns(file: Path) -> tuple[str, ...]:
-    with _open_parquet(file) as table:
-        names = tuple(table.schema_arrow.names)
-    _refuse_duplicates(names, file)
-    return names
-
-
-def _parquet(file: Path, wanted: Wanted) -> Iterator[tuple[int, Row]]:
-    with _open_parquet(file) as table:
-        names = [n for n in table.schema_arrow.names if wanted is None or n in wanted]
-        batches = table.iter_batches(batch_size=ARROW_BATCH, columns=names)
-        yield from enumerate(arrow_rows(batches), start=1)
-
-
-@contextmanager
-def _open_parquet(file: Path) -> Iterator[Any]:
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            yield table
-    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
-        raise DataError(
-            f"{file} cannot be read as Parquet ({type(error).__name__}); write the file again"
-        ) from None
-
-
-def arrow_rows(batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows of Arrow record batches or tables; a cell that Python cannot hold spoils its row."""
-    for batch in batches:
-        try:
-            rows = batch.to_pylist()
-        except (ValueError, OverflowError):  # not UTF-8, or such as a date beyond Python's years
-            rows = [_arrow_row(batch, index) for index in range(batch.num_rows)]
-        yield from rows
-
-
-def _arrow_row(batch: Any, index: int) -> Row:
-    row = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            row[name] = column[index].as_py()
-        except UnicodeDecodeError:
-            return f"`{name}` is not UTF-8"
-        except (ValueError, OverflowError) as error:
-            return f"`{name}` cannot be read ({type(error).__name__})"
-    return row
+            raise DataError(f"{self._file}: not UTF-8; save it as UTF-8") from None
+        self.at, self._is_whole = 0, not data
+        return bool(data)

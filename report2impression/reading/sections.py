@@ -11,60 +11,53 @@ examination), examination; `other` for another heading; `preamble` for what stan
 heading; `report` for a report without headings. Spans are stripped, ascending and disjoint.
 
 What is a heading, in the order of trust: a known word with a colon at the start of a line, in any
-case, misspelt or not; a known word alone on its line; other CAPITALS with a colon at the start of a
-line; a known word in CAPITALS with a colon within a line, or after a full stop in a report that is
-one single line. Where a name stands in capitals, small letters do not make a heading of it. In
-findings and impression, unknown capitals ("LUNGS:") are part of the text.
+case, misspelt or not; a known word alone on its line, or before a dash; other CAPITALS with a colon
+at the start of a line; a known word in CAPITALS with a colon within a line, or after a full stop in
+a report that is one single line. An ordinal ("3.", "II.") before a known word belongs to it. Where
+a name stands in capitals, small letters do not make a heading of it. In findings and impression,
+unknown capitals ("LUNGS:") are part of the text. The words are those of `reading.headings`.
+Sections also end at the lines of `reading.closings`; a rule right below a heading underlines it.
 Where no heading says findings, the sections that are named after an examination or a part of the
 body ("CT HEAD: There is ...") are the findings. Headings within page breaks, `(Over) ... (Cont)`,
-do not count, and `text_of` leaves the page breaks out.
+do not count, and `text_of` leaves the page breaks out. Of several impressions the last that is not
+empty counts: the final report follows a preliminary one, and an addendum the report.
 """
 
-import difflib
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
-NAMES = ("findings", "impression", "comparison", "technique", "history")
-# Name -> its headings in lower case without punctuation; misspelt ones are found by likeness.
-_WORDS = {
-    "findings": "findings, finding, observations, report findings",
-    "impression": (
-        "impression, conclusion, opinion, interpretation, summary, assessment, final impression, "
-        "diagnostic impression, impression and recommendation, impression and plan"
-    ),
-    "comparison": "comparison, comparisons, comparison study, prior studies, prior examinations",
-    "technique": "technique, protocol, procedure, procedure and technique, scan technique",
-    "history": (
-        "history, clinical history, indication, clinical indication, clinical information, "
-        "clinical data, reason for examination, reason for exam, reason for this examination, "
-        "reason for study, underlying medical condition, medical condition"
-    ),
-    "examination": "examination, exam, study, type of examination",
-    "other": (
-        "recommendation, recommendations, notification, addendum, wet read, attestation, note, "
-        "comment, dose, radiation dose, contrast, medication, electronically signed by, signed by, "
-        "dictated by, date, final report, preliminary report, discussion, communication"
-    ),
-}
-_NAME_OF = {word.strip(): name for name, words in _WORDS.items() for word in words.split(",")}
-# "FINDINGS AND IMPRESSION", "CT FINDINGS", "COMPARISON STUDIES", "INDICATION FOR STUDY".
-_STARTS = ("findings", "impression", "comparison", "technique", "indication", "clinical history")
-_LIKENESS = 0.84
-_MAX_WORDS = 9
+from report2impression.reading.closings import closings
+from report2impression.reading.headings import NAMES, UNKNOWN, WEAK, is_known, name_of, plain
+from report2impression.reading.hl7 import from_hl7
 
-_TITLE = r"[A-Za-z][A-Za-z0-9 ()/,&.'+-]{2,79}?"
+_LETTER, _BLANK = r"[^\W\d_]", r"[^\S\n]"  # a blank may be a NBSP
+_TITLE = rf"{_LETTER}(?:[^\W_]|[ \xa0()/,&.'+-]){{2,79}}?"
+_DECOR = r"[#*_>=~\[|-]*+"  # Markdown, "=== FINDINGS ===", "[IMPRESSION]"
+_ORDINAL = rf"(?:\(?(?:\d{{1,2}}|[IVX]{{1,4}}|[A-Z])(?:[.)\]]+|{_BLANK}*+-(?=\s)){_BLANK}*+)"
+_COLON = rf"{_BLANK}*+[*_=\]]*+{_BLANK}*+[:\uff1a][*_\]]*(?:-(?=\s))?"
+_DASH = rf"{_BLANK}*+(?:-+(?=\s)|(?<=\s)-+|--+|[\u2010-\u2015\u2212]+)"
 _AT_LINE_START = re.compile(
-    rf"^[ \t]*(?P<head>[#*_>]*[ \t]*(?P<title>{_TITLE})[ \t]*"
-    r"(?:[*_]*(?P<colon>:)[*_]*|[*_]*[ \t]*\r?$))",
+    rf"^{_BLANK}*+(?P<head>{_DECOR}{_BLANK}*+(?P<ordinal>{_ORDINAL})?(?P<title>{_TITLE})"
+    rf"(?:(?P<colon>{_COLON})|{_BLANK}*+[*_=~\]|-]*+{_BLANK}*+$))",
+    re.MULTILINE,
+)
+_BEFORE_DASH = re.compile(
+    rf"^{_BLANK}*+(?P<head>(?P<ordinal>{_ORDINAL})?(?P<title>{_TITLE})(?P<dash>{_DASH}))",
     re.MULTILINE,
 )
 _WITHIN_LINE = re.compile(
-    r"(?<=[ \t])(?P<head>(?P<title>[A-Z][A-Z ]{3,40}[A-Z])(?P<colon>:))(?=\s)"
+    rf"(?<=[ \t\xa0])(?P<head>(?P<ordinal>(?<=[.?!;)] ){_ORDINAL})?"
+    rf"(?P<title>[A-Z][A-Z ]{{3,40}}[A-Z])(?P<colon>{_BLANK}*+:))(?=\s)"
 )
-_AFTER_FULL_STOP = re.compile(rf"(?<=[.?!] )(?P<head>(?P<title>{_TITLE})(?P<colon>:))(?= )")
-_PAGE_BREAK = re.compile(r"\(Over\).*?\(Cont\)", re.DOTALL)
+_AFTER_FULL_STOP = re.compile(
+    rf"(?<=[.?! ] )(?P<head>(?P<ordinal>{_ORDINAL})?(?P<title>{_TITLE})"
+    rf"(?P<colon>{_BLANK}*+:))(?=\s)"
+)
+_RULE, _WORDED = "rule", frozenset((*NAMES, "examination"))
+_MAX_HINT_WORDS = 4
+_PAGE_MARK = re.compile(r"\((?:Over|Cont)\)")
 _EXAMINED = re.compile(
     r"\b(CTA?|MR[IAV]?|US|ULTRASOUND|X-?RAYS?|RADIOGRAPHS?|PET|HEAD|BRAIN|NECK|CHEST|ABDOMEN|"
     r"PELVIS|SPINE|SINUS(ES)?)\b",
@@ -97,51 +90,101 @@ def find_sections(report: str) -> list[Section]:
     for (name, title_start, title_end), next_start in zip(headings, ends, strict=True):
         span = _stripped(report, title_end, next_start)
         found.append(Section(name, title_start, title_end, *span))
+    found = _without_weak(report, found)
     if any(section.name == "findings" for section in found):
         return found
     return [_as_findings(report, section) for section in found]
 
 
 def text_of(report: str, name: str) -> str:
-    """The text of all sections of that name, a newline between them; "" if there is none."""
+    """The text of that name as `texts_of` gives it; "" if there is none."""
     return texts_of(report).get(name, "")
 
 
 def texts_of(report: str) -> dict[str, str]:
-    """The text of each name in the report that has one, as `text_of` gives it."""
+    """The text of each name in the report that has one, as `chosen` of all."""
+    return chosen(all_texts_of(report))
+
+
+def chosen(every: dict[str, list[str]]) -> dict[str, str]:
+    """Of several impressions the last; of other sections of one name all, a newline between."""
+    return {
+        name: texts[-1] if name == "impression" else "\n".join(texts)
+        for name, texts in every.items()
+    }
+
+
+def all_texts_of(report: str) -> dict[str, list[str]]:
+    """The texts of each name, page breaks left out, empty sections not counted; an HL7 message is
+    unpacked."""
+    report = from_hl7(report)
     parts: dict[str, list[str]] = {}
     for section in find_sections(report):
-        text = _PAGE_BREAK.sub("", report[section.start : section.end]).strip()
+        text = report[section.start : section.end]
+        text = "".join(text[place] for place in _kept_places(text))
         if text:
             parts.setdefault(section.name, []).append(text)
-    return {name: "\n".join(texts) for name, texts in parts.items()}
+    return parts
 
 
-def places_of(report: str, name: str) -> list[int]:
-    """Where each character of `text_of(report, name)` stands in the report; of a newline between
-    two sections, where the second one begins."""
-    found: list[int] = []
-    for section in find_sections(report):
-        if section.name == name:
-            text = report[section.start : section.end]
-            kept = _without_breaks(text)
-            if kept:
-                found += [section.start + kept[0]] * bool(found)
-                found += [section.start + place for place in kept]
+def unknown_headings(report: str) -> set[str]:
+    """The words, in capitals, of what looks like a heading of unknown meaning: few words without
+    digits at the start of a line, before a colon or a dash."""
+    found = set()
+    for pattern, mark in ((_AT_LINE_START, "colon"), (_BEFORE_DASH, "dash")):
+        for match in pattern.finditer(report):
+            title = match["title"].strip().upper()
+            is_short = len(title.split()) <= _MAX_HINT_WORDS and not re.search(r"\d", title)
+            if match[mark] and is_short and name_of(title, has_colon=True) == UNKNOWN:
+                found.add(title)
     return found
 
 
-def _without_breaks(text: str) -> list[int]:
+def _without_weak(report: str, sections: list[Section]) -> list[Section]:
+    """A summary or interpretation is no impression where another heading says impression; it is the
+    findings where none says findings."""
+    titles = [plain(report[s.heading_start : s.heading_end]) for s in sections]
+    is_weak = [
+        s.name == "impression" and title.lstrip("0123456789 ") in WEAK
+        for s, title in zip(sections, titles, strict=True)
+    ]
+    strong = [
+        s for s, weak in zip(sections, is_weak, strict=True) if s.name == "impression" and not weak
+    ]
+    if not any(s.end > s.start for s in strong):
+        return sections
+    has_findings = any(s.name == "findings" for s in sections)
+    instead = "other" if has_findings else "findings"
+    pairs = zip(sections, is_weak, strict=True)
+    return [replace(s, name=instead) if weak else s for s, weak in pairs]
+
+
+def places_of(report: str, name: str) -> list[int]:
+    """Where each character of `text_of(report, name)` stands in the report, of an HL7 message in
+    what it is unpacked to; a newline between two sections stands where the second begins."""
+    report = from_hl7(report)
+    found: list[int] = []
+    for section in find_sections(report):
+        kept = _kept_places(report[section.start : section.end]) if section.name == name else []
+        if kept and name == "impression":
+            found = []  # of several the last one counts
+        if kept:
+            found += [section.start + kept[0]] * bool(found)
+            found += [section.start + place for place in kept]
+    return found
+
+
+def _kept_places(text: str) -> list[int]:
     """Places of the characters outside page breaks, without white space at both ends."""
     kept: list[int] = []
     last = 0
-    for match in _PAGE_BREAK.finditer(text):
-        kept += range(last, match.start())
-        last = match.end()
+    for start, end in page_breaks(text):
+        kept += range(last, start)
+        last = end
     kept += range(last, len(text))
-    start = next((i for i, place in enumerate(kept) if not text[place].isspace()), len(kept))
-    end = next((i for i in range(len(kept), start, -1) if not text[kept[i - 1]].isspace()), start)
-    return kept[start:end]
+    first = next((i for i, place in enumerate(kept) if not text[place].isspace()), len(kept))
+    end = next((i for i in range(len(kept), first, -1) if not text[kept[i - 1]].isspace()), first)
+    return kept[first:end]
 
 
 def _as_findings(report: str, section: Section) -> Section:
@@ -150,61 +193,73 @@ def _as_findings(report: str, section: Section) -> Section:
     return replace(section, name="findings") if is_exam else section
 
 
-def _headings(report: str) -> Iterator[tuple[str, int, int]]:
-    """(name, start, end) of each heading. The end lies behind the colon."""
-    breaks = [match.span() for match in _PAGE_BREAK.finditer(report)]
-    named = []
-    for match, is_inner in _candidates(report):
-        if not any(first <= match.start("head") < last for first, last in breaks):
-            name = _name(match["title"], has_colon=bool(match["colon"]), is_inner=is_inner)
-            named.append((name, match["title"].isupper(), *match.span("head")))
-    in_capitals = {name for name, is_upper, _, _ in named if is_upper} & set(NAMES)
+def _headings(report: str) -> list[tuple[str, int, int]]:
+    """(name, start, end) of each heading and closing line. The end lies behind the colon."""
+    candidates = [*_closings(report), *_named(report)]
+    in_capitals = {name for name, is_upper, _, _ in candidates if is_upper} & set(NAMES)
+    found: list[tuple[str, int, int]] = []
     current, last_end = "", 0
-    for name, is_upper, start, end in named:
+    for name, is_upper, start, end in sorted(candidates, key=lambda candidate: candidate[2]):
         is_text = name in in_capitals and not is_upper
-        is_part = name == "unknown" and current in ("findings", "impression")
-        if not name or is_text or is_part or start < last_end:
+        is_part = name == UNKNOWN and current in ("findings", "impression")
+        if is_text or is_part or start < last_end:
             continue
-        current, last_end = "other" if name == "unknown" else name, end
-        yield current, start, end
+        last_end = end
+        if name == _RULE and found and not report[found[-1][2] : start].strip():
+            found[-1] = (*found[-1][:2], end)  # it underlines the heading
+            continue
+        current = name if name in _WORDED else "other"
+        found.append((current, start, end))
+    return found
+
+
+def _closings(report: str) -> Iterator[tuple[str, bool, int, int]]:
+    breaks = page_breaks(report)
+    for start, end, is_rule in closings(report):
+        if not _is_within(breaks, start):
+            yield _RULE if is_rule else "other", True, start, end
+
+
+def _named(report: str) -> Iterator[tuple[str, bool, int, int]]:
+    """(name, is it in capitals?, start, end) of what may be a heading."""
+    breaks = page_breaks(report)
+    for match, is_inner in _candidates(report):
+        title, marks = match["title"], match.groupdict()
+        name = name_of(title, has_colon=bool(marks.get("colon")), is_inner=is_inner)
+        ordinal = marks.get("ordinal") or ""
+        if marks.get("dash"):
+            name = name if is_known(title) else ""
+        elif re.search(r"\d|\(", ordinal) and name not in NAMES:
+            name = ""  # an item of a list
+        if name and not _is_within(breaks, match.start("head")):
+            yield name, title.isupper(), *match.span("head")
+
+
+def page_breaks(report: str) -> list[tuple[int, int]]:
+    """From each `(Over)` to the `(Cont)` that follows it, in the order of the report."""
+    found: list[tuple[int, int]] = []
+    start = -1
+    for mark in _PAGE_MARK.finditer(report):
+        if mark[0] == "(Over)":
+            start = mark.start() if start < 0 else start
+        elif start >= 0:
+            found.append((start, mark.end()))
+            start = -1
+    return found
+
+
+def _is_within(breaks: list[tuple[int, int]], place: int) -> bool:
+    before = bisect_right(breaks, place, key=lambda span: span[0])
+    return before > 0 and place < breaks[before - 1][1]
 
 
 def _candidates(report: str) -> list[tuple[re.Match[str], bool]]:
     """What looks like a heading, and whether it stands within a line, in the order of the text."""
-    found = [(match, False) for match in _AT_LINE_START.finditer(report)]
-    found += [(match, True) for match in _WITHIN_LINE.finditer(report)]
+    patterns = [(_AT_LINE_START, False), (_BEFORE_DASH, False), (_WITHIN_LINE, True)]
     if "\n" not in report.strip():
-        found += [(match, True) for match in _AFTER_FULL_STOP.finditer(report)]
+        patterns.append((_AFTER_FULL_STOP, True))
+    found = [(match, inner) for pattern, inner in patterns for match in pattern.finditer(report)]
     return sorted(found, key=lambda candidate: (candidate[0].start("head"), candidate[1]))
-
-
-def _name(title: str, *, has_colon: bool, is_inner: bool) -> str:
-    """The name of a heading, "unknown" for one of unknown meaning, "" for no heading."""
-    words = re.sub(r"[^a-z0-9]+", " ", title.lower()).split()
-    plain, is_upper = " ".join(words), title.isupper()
-    if len(words) > _MAX_WORDS:
-        return ""
-    name = _NAME_OF.get(plain, "")
-    if not has_colon:
-        return name if name in NAMES and title[0].isupper() else ""
-    if name:
-        return name
-    if name := _similar(plain):
-        return name
-    if not is_upper:
-        return ""
-    for start in _STARTS:
-        if plain.startswith(start) or (start == "findings" and plain.endswith(start)):
-            return _NAME_OF[start]
-    return "" if is_inner else "unknown"
-
-
-@cache
-def _similar(plain: str) -> str:
-    """The name for a misspelt heading."""
-    known = [word for word in _NAME_OF if len(word) > 6]
-    close = difflib.get_close_matches(plain, known, n=1, cutoff=_LIKENESS)
-    return _NAME_OF[close[0]] if close else ""
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, DataError, exits_cleanly
+from report2impression.reading.hl7 import from_hl7
+from report2impression.reading.report_files import report_files
 from report2impression.reading.sections import find_sections
 
 
@@ -25,19 +27,24 @@ class SectionsConfig:
 
 
 def read_reports(source: str) -> Iterator[tuple[str, str]]:
-    """(file name, report) of a file, a folder of .txt files, or standard input ("-")."""
+    """(file name, report) of a file, a folder of .txt files, or standard input ("-"); of an HL7
+    message its text."""
     path = Path(source).expanduser()
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    files = list(report_files(path)) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: no .txt file in this folder")
     for file in files:
         try:
             data = sys.stdin.buffer.read() if source == "-" else file.read_bytes()
-            yield file.name, data.decode("utf-8-sig")
+            yield _name(file, path), from_hl7(data.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise DataError(f"{file} is not UTF-8; save it as UTF-8") from None
         except OSError as error:
             raise ConfigError(f"--input {file} cannot be read: {error.strerror}") from None
+
+
+def _name(file: Path, source: Path) -> str:
+    return file.name if file == source else file.relative_to(source).as_posix()
 
 
 @exits_cleanly

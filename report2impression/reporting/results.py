@@ -111,6 +111,7 @@ def write_report(
     run: Path,
     settings: Mapping[str, str],
     show_text: bool,
+    beside_published: bool = False,
 ) -> None:
     """report.html. `run` is the training's folder, whose metrics.jsonl gives the curves."""
     texts = {
@@ -121,7 +122,7 @@ def write_report(
     lengths = {name: np.array([len(words(t)) for t in column]) for name, column in texts.items()}
     page = evaluation_page(
         evaluation.figures,
-        published=published.SCORES,
+        published=published.SCORES if beside_published else {},
         curves=_curves(run / "metrics.jsonl"),
         per_report=evaluation.per_report,
         lengths=lengths,
@@ -181,9 +182,9 @@ def _marks(source: str, output: str) -> list[tuple[int, int, str]]:
 # --- the terminal ---------------------------------------------------------------------------------
 
 
-def print_scores(figures: dict[str, Any]) -> None:
-    """Ours with intervals, the baselines, and the published figures, in percent; then the test of
-    the difference, faithfulness, and the guard rails."""
+def print_scores(figures: dict[str, Any], *, beside_published: bool = False) -> None:
+    """Ours with intervals, the baselines and, if asked for, the published figures, in percent; then
+    the test of the difference, faithfulness, and the guard rails."""
     systems = {LABELS[name]: name for name in LABELS}
     systems |= {name.replace("_", " "): name for name in figures["baselines"]}
     rows: list[tuple[Any, ...]] = []
@@ -196,6 +197,7 @@ def print_scores(figures: dict[str, Any]) -> None:
     rows += [
         (f"published: {LABELS[name]} (MIMIC-III)", *(row.get(m) for m in SHOWN_METRICS))
         for name, row in published.SCORES.items()
+        if beside_published
     ]
     stemmer = figures["signature"]["stemmer"]
     title = (

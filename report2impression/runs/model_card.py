@@ -29,6 +29,9 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=128)[0], skip_special_
 """
 FILL = """
 It fills masks (`<extra_id_0>`) and writes no impressions."""
+GO_ON = """
+It fills masks (`<extra_id_0>`), and goes on with the impression where the word `impression` stands
+behind findings."""
 NEXT = """ `--model.path FOLDER` trains an adapter on it."""
 
 
@@ -38,7 +41,7 @@ def usage(config: TrainConfig) -> str:
     code = LOAD_ADAPTER.format(base=base) if config.tuning == "lora" else LOAD_MODEL
     if config.objective == "extract":
         code += ANSWER.format(prefix=prefix)
-    words = "" if config.objective == "extract" else FILL
+    words = "" if config.objective == "extract" else GO_ON if config.at_impression else FILL
     return f"```python\n{code}```\n{words}{NEXT if config.tuning == 'full' else ''}".rstrip()
 
 

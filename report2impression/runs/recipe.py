@@ -29,6 +29,9 @@ class TrainConfig:
     continued: float = 0.0
     """denoise only: share (0 to 1) of reports to be continued from a random place in their last
     half (prefix language modelling) instead of span-corrupted."""
+    at_impression: float = 0.0
+    """denoise only: share (0 to 1) of the continued reports that are cut where the impression
+    begins, not at a random place."""
     tuning: Literal["lora", "full"] = "lora"
     """lora = adapter on a frozen base; full = all weights."""
     epochs: int = 5
@@ -115,18 +118,27 @@ class TrainConfig:
         check_least(0, self, "checkpoint_steps", "checkpoint_minutes")
         if self.seed >= 2**63:  # torch's own limit
             raise ConfigError(f"seed must be below 2**63, not {self.seed}")
-        if not 0 <= self.continued <= 1:
-            raise ConfigError(f"continued must be in [0, 1], not {self.continued}")
+        for name in ("continued", "at_impression"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         if self.continued and self.objective != "denoise":
             raise ConfigError(
                 "continued is a share of denoised reports: it needs objective = denoise"
             )
+        if self.at_impression and not self.continued:
+            raise ConfigError("at_impression is a share of the continued reports: give continued")
         if self.generate_n and self.objective == "denoise":
             raise ConfigError("generate_n needs objective = extract: denoise generates nothing")
         if self.base_quantization != "none" and self.tuning == "full":
             raise ConfigError("base_quantization freezes the base: it needs tuning = lora")
         if self.best_by == "rougeL" and not self.generate_n:
             raise ConfigError("best_by = rougeL needs generate_n >= 1 and objective = extract")
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the published figures are those of such a run: its data and its base."""
+        is_run = self.objective == "extract" and self.tuning == "lora"
+        return is_run and is_published(self.data, self.model)
 
     def mark(self) -> Mark:
         """Whether data or base are credentialed; the weights inherit it. Raises DataError."""
@@ -169,3 +181,9 @@ class TrainConfig:
         )
         left = self.total_steps(len(dataset), n_ranks) - epoch * len(steps)
         return steps[: max(0, left)]
+
+
+def is_published(data: DataConfig, model: ModelConfig) -> bool:
+    """Beside anybody's own data or base the published figures would be noise."""
+    paths = data.path, model.path.removeprefix("google-t5/")
+    return paths == ("hejazizo/mimic-iii", "t5-small") and not data.mix

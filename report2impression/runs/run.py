@@ -77,7 +77,7 @@ class Run:
             enabled=is_main,
             tensorboard=config.tensorboard,
             sink=open_sink(config.track_with, folder, enabled=is_main),
-            beside_published=config.objective == "extract" and config.tuning == "lora",
+            beside_published=config.is_published,
             goes_on=self.checkpoint is not None,
         )
         checkpoints = Checkpoints(

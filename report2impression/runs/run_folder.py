@@ -207,7 +207,10 @@ def compare(checkpoint: Stored, config: TrainConfig, facts: Json) -> None:
     """Raises ResumeError at the first difference that is not allowed."""
     then, where = checkpoint.facts, checkpoint.folder
     way_out = "another --output_dir begins a new run, --fresh begins this one again"
-    before, now = then["settings"], facts["settings"]
+    now = facts["settings"]
+    # A setting that did not exist when the checkpoint was written had no effect: its default.
+    defaults = json.loads(durable.canonical(_flat(asdict(TrainConfig()))))
+    before = {name: defaults[name] for name in now.keys() & defaults.keys()} | then["settings"]
     for name in sorted(before.keys() | now.keys()):
         allowed = name not in FIXED and config.allow_change in ("config", "all")
         if before.get(name) != now.get(name) and not allowed:

@@ -21,10 +21,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from rouge_score_rs import RougeScorer
 
-from report2impression.scoring import splitter
+from report2impression.scoring import placeholders, splitter
 
 BASELINES = ("copy", "lead", "most_frequent", "nearest_neighbour", "extractive_oracle")
-PLACEHOLDER = re.compile(r"\[\*\*.*?\*\*\]|\bx{4,}\b|_{2,}", re.IGNORECASE)  # removed words
 CHUNK = 128  # reports compared with all of training at once
 WINDOW = 8  # words of a "sentence" where the findings have no punctuation
 
@@ -102,7 +101,7 @@ def nearest_neighbour(prompts: Sequence[str], train: Sequence[tuple[str, str]]) 
 
 def _plain(text: str) -> str:
     """Placeholders of any data set become one word, else what is no letter or digit a blank."""
-    return re.sub(r"[^\w]+", " ", PLACEHOLDER.sub(" ____ ", text).lower())
+    return re.sub(r"[^\w]+", " ", placeholders.replaced(text).lower())
 
 
 def extractive_oracle(prompts: Sequence[str], references: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from report2impression.scoring.duplicates import STATUSES, normalised, statuses
+from report2impression.scoring.placeholders import replaced
 
 Strata = dict[str, NDArray[np.int64]]  # name of a part -> indices of its reports
 NO_GROUP = "no group"
@@ -55,7 +56,7 @@ def n_equal(outputs: Sequence[str], sources: Sequence[str]) -> int:
 def loops(text: str) -> bool:
     """Whether some 1 to 8 words follow themselves until they stand there 4 times. Placeholders are
     let pass: reports do have many in a row."""
-    mine = words(text)
+    mine = words(replaced(text))
     for n in range(1, LOOP_WORDS + 1):
         run = 0
         for word, before in zip(mine[n:], mine, strict=False):

@@ -12,9 +12,7 @@ from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.engine.models import T5Model
 from report2impression.reading.options import SourceConfig
 from report2impression.reading.sources import read_pairs
-from report2impression.weights.loading import (
-    load_base,
-)
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 from tests.tiny import ROOT, make_talkative

@@ -3,7 +3,8 @@
     "2.1 x 1.4 cm at l4-5 on the left"  ->  length 21 and 14 (mm), level l4-l5, side left
 
 Reports of the RadSum kind have lost their decimal points: "4 3 x 2 8 cm" is read both as 4.3 x 2.8
-and as 3 x 8. A level is a vertebra, a pair of them, a lobe or zone, a lobe of the brain, or a rib.
+and as 3 x 8. A decimal comma is a decimal point, and ".5" is 0.5. A level is a vertebra, a pair of
+them, a lobe or zone, a lobe of the brain, or a rib.
 """
 
 import itertools
@@ -43,7 +44,7 @@ RIBS = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)\b(?=(?:\s+[a-z]+){0,2}\s+ribs?\b)
 VERTEBRA = re.compile(
     r"\b(?P<a>[ctls])-?(?P<n>1[0-2]|[1-9])"
     r"(?:(?P<to>\s*[-/\u2013]\s*|\s+(?:through|to|and)\s+)(?P<b>[ctls])?(?P<m>1[0-2]|[1-9]))?"
-    r"(?![\w.])(?!\s*(?:hyper|hypo|iso|signal|weighted|bright|dark|short|prolong|flair|/))"
+    r"(?!\w|\.\d)(?!\s*(?:hyper|hypo|iso|signal|weighted|bright|dark|short|prolong|flair|/))"
     r"(?!\s+(?:nerve|root))",
     re.IGNORECASE,
 )
@@ -57,7 +58,8 @@ UNITS = {
     "ml": ("volume", 1.0), "cc": ("volume", 1.0), "hu": ("density", 1.0),
     "percent": ("share", 1.0), "%": ("share", 1.0),
 }  # fmt: skip
-_NUMBER = r"\d+(?:[. ]\d+)?"
+# 4.3, 4,3, 1,200, .5, and 4 3 for a lost decimal point
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[., ]\d+)?|[.,]\d+)"
 SIZES = re.compile(
     rf"(?<![\w.])({_NUMBER}(?:\s*(?:x|by|\u00d7|to|-)\s*{_NUMBER}){{0,3}})"
     rf"\s*-?\s*({'|'.join(sorted(UNITS, key=len, reverse=True))})(?!\w)",
@@ -137,11 +139,22 @@ def _sizes(text: str) -> Iterator[Mark]:
         dimension, factor = UNITS[match[2].lower()]
         readings = []
         for number in ONE_NUMBER.findall(match[1]):
-            # A decimal point that was lost leaves two readings; the first may be an item's number.
-            forms = [number.replace(" ", "."), number.split(" ")[1]] if " " in number else [number]
+            forms = _forms(number)
             decimals = [len(form.partition(".")[2]) for form in forms]
             values = tuple(float(form) * factor for form in forms)
             halves = tuple(0.5 * factor * 10.0**-n for n in decimals)
             readings.append(Reading(dimension, values, halves))
         names = frozenset(f"{r.dimension}:{value:g}" for r in readings for value in r.values)
         yield Mark(SIZE, *match.span(), names, tuple(readings))
+
+
+def _forms(number: str) -> list[str]:
+    """What a number may mean, with a decimal point: "1,200" is a thousand or, with a decimal comma,
+    1.2; of "4 3" a decimal point was lost, or the first is an item's number."""
+    if re.fullmatch(r"[1-9]\d{0,2},\d{3}", number):
+        return [number.replace(",", ""), number.replace(",", ".")]
+    if re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", number):
+        return [number.replace(",", "")]
+    if " " in number:
+        return [number.replace(" ", "."), number.split(" ")[1]]
+    return [number.replace(",", ".")]

@@ -1,0 +1,31 @@
+"""The page: one file with its style and script inside, and the policy that lets nothing else in."""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+from report2impression.reporting.pages import TEMPLATES
+
+PAGE = Path(__file__).with_name("page.html")
+
+
+def page() -> str:
+    """The look is that of the evaluation page."""
+    css = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    return PAGE.read_text(encoding="utf-8").replace("/* page.css */", css)
+
+
+def policy(html: str) -> str:
+    """A browser runs and shows what stands in the page, by hash, and asks this service only."""
+
+    def hashes(tag: str) -> str:
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        sums = (hashlib.sha256(part.encode()).digest() for part in parts)
+        return " ".join(f"'sha256-{base64.b64encode(found).decode()}'" for found in sums)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
