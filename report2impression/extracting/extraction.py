@@ -33,7 +33,7 @@ from report2impression.extracting.outputs import (
 )
 from report2impression.extracting.reports import FINDINGS, IMPRESSIONS, WHOLE, Columns, Report
 from report2impression.extracting.structuring import Structurer
-from report2impression.program.errors import ConfigError, DataError
+from report2impression.program.errors import ConfigError, DataError, PreemptedError
 from report2impression.program.process import keep_freed_memory
 from report2impression.program.terminal import print_table
 from report2impression.reading.licence import Mark, mark_of, read_mark, write_mark
@@ -65,6 +65,8 @@ def run(config: ExtractConfig, trained: TrainConfig) -> None:
         output = standard if file is None else Lines(file)
         try:
             work.over(given, extractor, output, done)
+        except KeyboardInterrupt:
+            raise PreemptedError("stopped: the same command with --resume goes on") from None
         finally:
             output.close()
         group.tell(work.counts, file)
