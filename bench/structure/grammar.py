@@ -61,8 +61,8 @@ def _items(group: str, impression: str) -> Iterator[tuple[int, str]]:
     number, at = 1, 0
     while number:
         at += len(f"{number} ")
-        ends = (m.start() for m in re.finditer(rf" {number + 1} ", impression[at:]))
-        ends = iter([*ends, len(impression) - at])
+        nexts = (m.start() for m in re.finditer(rf" {number + 1} ", impression[at:]))
+        ends = [*nexts, len(impression) - at]
         end = next(e for e in ends if _is_phrase(group, impression[at : at + e]))
         yield at, impression[at : at + end]
         number = number + 1 if at + end < len(impression) else 0

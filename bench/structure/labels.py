@@ -62,4 +62,5 @@ def _labelled(line: dict[str, Any], text: str) -> Labelled:
 
 def _label(said: dict[str, Any]) -> Label:
     values = {k: v for k, v in said.items() if k not in ("span", "open") and v is not None}
-    return Label(*said["span"], values, frozenset(said.get("open", ())))
+    start, end = said["span"]
+    return Label(start, end, values, frozenset(said.get("open", ())))

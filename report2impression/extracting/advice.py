@@ -1,5 +1,6 @@
 """What an impression advises: which study, in what time, on what condition."""
 
+import bisect
 import re
 from collections.abc import Iterator, Sequence
 
@@ -23,7 +24,7 @@ TRIGGER = re.compile(
     rf"(?:suggest|advise|consider){WITHIN}(?:{STUDIES}\b|{CARE}))|"
     r"should (?:be|undergo|have)|"
     rf"follow[\s-]?up{WITHIN}(?:{STUDIES}\b|{DONE}|in \w|to\b|as clinically))|"
-    r"correlat(?:e|ion)(?=\s+(?:with|clinically|for|is|would|advised|suggested)\b|[.,;]|\s*$)|"
+    r"correlat(?:e|ion)(?=\s+(?:with|clinically|for|is(?! made)|would|advised)\b|[.,;]|\s*$)|"
     r"(?:please|could|may|can) (?:correlate|obtain|perform))\b",
     re.IGNORECASE,
 )
@@ -101,11 +102,12 @@ def recommendations(
 def _advised(
     text: str, start: int, end: int, named: Sequence[tuple[int, int]]
 ) -> Recommendation | None:
+    of_a_study = bool(MODALITY.search(text, start, end) or STUDY.search(text, start, end))
     for trigger in TRIGGER.finditer(text, start, end):
+        if NEEDS_STUDY.match(trigger[0]) and not of_a_study:
+            continue
         begin = _begin(text, start, trigger, named)
         modality = MODALITY.search(text, begin, end)
-        if NEEDS_STUDY.match(trigger[0]) and not (modality or STUDY.search(text, begin, end)):
-            continue
         span = Span(begin, begin + len(END.sub("", text[begin:end])))
         interval = INTERVAL.search(text, span.start, span.end)
         condition = CONDITION.search(text, span.start, span.end)
@@ -121,7 +123,9 @@ def _advised(
 
 def _begin(text: str, start: int, trigger: re.Match[str], named: Sequence[tuple[int, int]]) -> int:
     """After the last finding that stands before the trigger, and after what leads over."""
-    ends = [last for first, last in named if start <= first and last <= trigger.start()]
+    near = named[bisect.bisect_left(named, (start, start)) :]
+    near = near[: bisect.bisect_left(near, (trigger.start(), 0))]
+    ends = [last for _, last in near if last <= trigger.start()]
     studies = [m.start() for m in MODALITY.finditer(text, start, trigger.start())]
     begin = max((e for e in ends if not studies or e <= studies[0]), default=start)
     lead = LEADING.match(text, begin, trigger.start())

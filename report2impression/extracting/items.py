@@ -28,12 +28,14 @@ from report2impression.extracting.rads import assessment
 from report2impression.extracting.urgency import UrgencyTable, default_table, highest
 from report2impression.scoring.faithfulness import checks
 from report2impression.scoring.faithfulness.claims import Claim, Text, read
-from report2impression.scoring.faithfulness.clinical_terms import FINDING
+from report2impression.scoring.faithfulness.clinical_terms import FINDING, GENERAL
 from report2impression.scoring.splitter import item_spans, sentence_spans
 
 ADVICE_REACH = 60  # characters: advice that opens a sentence
 RULES = "2026-11"  # version of lexicon and rules: the provenance's `rules`
 
+LONGEST = 50_000  # characters: of what follows nothing is read
+LONGEST_IMPRESSION, LONGEST_SOURCE = 5_000, 40_000  # held against each other
 NUMBER = re.compile(
     r"\s*(?:#?\d{1,2}[.):](?=[\sA-Z])|[-*\u2022\u2013\u25cf](?=\s)|\(?[a-h][.)](?=\s))\s*"
 )
@@ -52,11 +54,15 @@ GOES_ON = re.compile(
 def structure(
     impression: str, source: str | None = None, *, urgency: UrgencyTable | None = None
 ) -> Structure:
-    """The items of one impression; with its source report also `evidence` and `checks`."""
-    text = _joined_lines(impression)
+    """The items of one impression; with its source report also `evidence` and `checks`.
+
+    A text that is longer than any report is (LONGEST_...) is held against nothing: no checks. Of an
+    impression the first 50,000 characters are read.
+    """
+    text = _joined_lines(impression[:LONGEST])
     spans = list(_item_spans(text))
     said = read(_without_numbers(text, spans))
-    report = None if source is None else read(source)
+    report = None if source is None or _is_long(impression, source) else read(source)
     stated = _by_statement(said)
     findings = sorted(
         (f for group in stated for f in _findings(text, group, report)), key=lambda f: f.span
@@ -68,6 +74,11 @@ def structure(
         highest([finding.urgency for finding in rated]),
         None if source is None or report is None else _checks(source, text, report, said),
     )
+
+
+def _is_long(impression: str, source: str) -> bool:
+    """Each finding is held against each of the report's: not where a text is no report."""
+    return len(impression) > LONGEST_IMPRESSION or len(source) > LONGEST_SOURCE
 
 
 def as_json(found: Structure) -> dict[str, Any]:
@@ -125,7 +136,7 @@ def _by_statement(said: Text) -> list[list[Claim]]:
 
 
 def _findings(text: str, statement: Sequence[Claim], report: Text | None) -> Iterator[Finding]:
-    stated = [claim for claim in statement if claim.kind == FINDING]
+    stated = [claim for claim in statement if claim.kind in (FINDING, GENERAL)]
     if not stated:
         return
     for claim, said in zip(stated, said_of(text, stated), strict=True):

@@ -26,6 +26,11 @@ PRIOR_AFTER = re.compile(
     re.IGNORECASE,
 )
 AND = re.compile(r"\s*(?:and|or|/|and/or)\s*(?:\w+\s+){0,2}", re.IGNORECASE)
+OPENS = re.compile(r"[\s;:.]*(?:(?:at|at the level of)\s+)?", re.IGNORECASE)
+DISTANCE = re.compile(
+    r"\s*(?:(?:distal|proximal|deep|caudal|cranial) to|from the (?:nipple|skin|origin))\b",
+    re.IGNORECASE,
+)
 FROM_TO = re.compile(r"\bfrom\s*$", re.IGNORECASE)
 TO = re.compile(r"\s+to\s+")
 NOUN = re.compile(
@@ -43,10 +48,10 @@ LENGTH = "length"
 
 
 def own_marks(text: str, statement: Sequence[Claim], claim: Claim, kind: str) -> list[Mark]:
-    """The claim's sides or levels; where it has none, those of the finding that an "and" joins to
-    it, or a vertebra or disc that opens the statement ("L4-L5: bulge, stenosis")."""
+    """The sides or levels of the claim; where it has none, those of the finding that an "and"
+    joins to it, or a vertebra or disc that opens the statement ("L4-L5: bulge, stenosis")."""
     group = [c for c in statement if c.kind == claim.kind]
-    at = group.index(claim)
+    at = next(i for i, c in enumerate(group) if c is claim)
     while at < len(group):
         own = [m for m in claim.nearby if m.kind == kind and _is_inside(m, group[at])]
         own = own or [
@@ -61,7 +66,7 @@ def own_marks(text: str, statement: Sequence[Claim], claim: Claim, kind: str) ->
         at += 1
     start = claim.statement[0]
     opening = (m for m in claim.nearby if m.kind == kind == LEVEL and m.values & VERTEBRAE)
-    return [mark for mark in opening if not text[start : mark.start].strip(" ;:.")][:1]
+    return [mark for mark in opening if OPENS.fullmatch(text, start, mark.start)][:1]
 
 
 def _is_inside(mark: Mark, claim: Claim) -> bool:
@@ -101,10 +106,11 @@ def _vertebrae(values: frozenset[str]) -> str:
 
 def location(text: str, claim: Claim, statement: Sequence[Claim]) -> str | None:
     """The place in the words of the text: sides, levels and organs that stand together."""
+    group = [c for c in statement if c.kind == claim.kind]
     found = [
         text[start:end]
         for start, end in _places(text, claim, statement)
-        if claim in nearest(text, (start, end), [c for c in statement if c.kind == claim.kind])
+        if any(c is claim for c in nearest(text, (start, end), group))
     ]
     return " ".join(", ".join(found).lower().split()) or None
 
@@ -136,7 +142,7 @@ def measurements(text: str, claim: Claim) -> tuple[Measurement, ...]:
 def _measured(text: str, mark: Mark) -> Iterator[Measurement]:
     readings = [r for r in mark.readings if r.dimension == LENGTH]
     values = tuple(round(r.values[0], 3) for r in readings)[:3]
-    if not values:
+    if not values or DISTANCE.match(text, mark.end):
         return
     lead, span = text[max(0, mark.start - 40) : mark.start], Span(mark.start, mark.end)
     turn = TO.search(text, mark.start, mark.end)

@@ -25,7 +25,13 @@ from report2impression.scoring.faithfulness.claims import (
     Text,
     read,
 )
-from report2impression.scoring.faithfulness.clinical_terms import ANATOMY, FINDING, SIGN, lexicon
+from report2impression.scoring.faithfulness.clinical_terms import (
+    ANATOMY,
+    FINDING,
+    GENERAL,
+    SIGN,
+    lexicon,
+)
 from report2impression.scoring.faithfulness.marks import (
     LEFT_RIGHT,
     LEVEL,
@@ -96,6 +102,8 @@ def findings(source: str, impression: str) -> dict[str, list[Span]]:
 
 def evidence(report: Text, claim: Claim) -> list[Claim]:
     """Where the report says what the claim says: the claims of it that have most in common."""
+    if claim.kind == GENERAL:
+        return []
     if claim.denied:
         organs = lexicon().organs[claim.concept]
         denials = [m for m in _mentions(report, claim) if m.denied and m.concept == claim.concept]

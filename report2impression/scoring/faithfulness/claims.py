@@ -35,8 +35,11 @@ NORMAL = re.compile(
     re.IGNORECASE,
 )
 WORD = re.compile(r"[a-z][a-z-]+")
-BLOCK = 10_000  # characters; all but hostile texts are shorter
-ANOTHER = re.compile(r"\band an?\b")  # "... at the wrist and a right ulnar neuropathy"
+# Characters: a text is read at once up to the first length, a longer one in blocks of the second.
+WHOLE, BLOCK = 4_000, 1_000
+ANOTHER = re.compile(
+    r"\b(?:and|with|resulting in) an?\b"
+)  # "... at the wrist and a right ulnar neuropathy"
 STEM = 5  # letters; hepat(ic) is not hepar, but enlarg(ed) is enlarg(ement)
 
 
@@ -96,7 +99,7 @@ def read(text: str) -> Text:
 def _blocks(text: str) -> Iterator[tuple[int, int]]:
     """Whole sentences of at most BLOCK characters together; a longer one is cut at a blank."""
     start = 0
-    if len(text) > BLOCK:
+    if len(text) > WHOLE:
         begins = [begin for begin, _ in sentence_spans(text)]
         while len(text) - start > BLOCK:
             last = begins[bisect.bisect_right(begins, start + BLOCK) - 1] if begins else 0

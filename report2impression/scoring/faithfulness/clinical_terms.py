@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEXICON = Path(__file__).with_name("clinical_terms.txt")
-FINDING, SIGN, ANATOMY = "finding", "sign", "anatomy"
+FINDING, SIGN, ANATOMY, GENERAL = "finding", "sign", "anatomy", "general"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Lexicon:
 def lexicon() -> Lexicon:
     """The file, parsed; ValueError where a term belongs to two concepts of a kind."""
     lines = list(_lines())
-    terms: dict[str, dict[str, str]] = {FINDING: {}, SIGN: {}, ANATOMY: {}}
+    terms: dict[str, dict[str, str]] = {FINDING: {}, SIGN: {}, ANATOMY: {}, GENERAL: {}}
     for kind, parts in lines:
         if kind in terms:
             for term in _with_plurals(parts[0]):
@@ -76,7 +76,7 @@ def _text() -> str:
 def _lines() -> Iterator[tuple[str, tuple[list[str], list[str], list[str]]]]:
     """(kind, (terms, signs, organs)) of each line of terms."""
     for line in _text().splitlines():
-        if line.startswith(("finding: ", "anatomy: ", "alike: ")):
+        if line.startswith(("finding: ", "anatomy: ", "general: ", "alike: ")):
             kind, _, body = line.partition(": ")
             body, _, organs = body.partition(" @ ")
             names, _, signs = body.partition(" <= ")

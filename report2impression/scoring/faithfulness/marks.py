@@ -44,7 +44,7 @@ RIBS = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)\b(?=(?:\s+[a-z]+){0,2}\s+ribs?\b)
 VERTEBRA = re.compile(
     r"\b(?P<a>[ctls])-?(?P<n>1[0-2]|[1-9])"
     r"(?:(?P<to>\s*[-/\u2013]\s*|\s+(?:through|to|and)\s+)(?P<b>[ctls])?(?P<m>1[0-2]|[1-9]))?"
-    r"(?![\w.])(?!\s*(?:hyper|hypo|iso|signal|weighted|bright|dark|short|prolong|flair|/))"
+    r"(?!\w|\.\d)(?!\s*(?:hyper|hypo|iso|signal|weighted|bright|dark|short|prolong|flair|/))"
     r"(?!\s+(?:nerve|root))",
     re.IGNORECASE,
 )

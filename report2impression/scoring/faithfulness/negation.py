@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spacy.tokens import Doc, Span
 
 VERTEBRA = re.compile(r"[ctl]\d{1,2}(-[ctls]?\d{1,2})?")
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character, as broken JSON has: spaCy refuses it
 TERMS = "terms"  # name of the span group
 GAP = 5  # words that ".." in a term may stand for
 NO_GAP = ["a", "an", "there", "no", "normal", "clear", "without", "which"]
@@ -32,7 +33,7 @@ KINDS = ("pseudo", "preceding", "following", "termination")  # NegEx's
 
 def parse(text: str) -> "Doc":
     """The statements (sents) of the text and its terms (spans: label = concept, id = kind)."""
-    return pipeline()(text)
+    return pipeline()(SURROGATE.sub("\ufffd", text))
 
 
 @functools.cache
@@ -122,8 +123,9 @@ def _cut(doc: "Doc", findings: "list[Span]", organs: "list[Span]") -> list[bool]
     each token, is it one?"""
     begin = set()
     at = 0
-    for unit in units(doc.text):
-        at = doc.text.index(unit, at)
+    text = doc.text  # a doc joins its tokens at every look
+    for unit in units(text):
+        at = text.index(unit, at)
         begin.add(at)
         at += len(unit)
     ends = [[0] * len(doc), [0] * len(doc)]

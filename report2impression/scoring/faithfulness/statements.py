@@ -9,6 +9,7 @@ a b or c | ..."). A wrong cut costs little, a missed one lets "no" deny what it 
 doubt, cut.
 """
 
+import re
 from collections.abc import Sequence
 
 from report2impression.scoring.faithfulness.clinical_terms import words as words_of
@@ -23,6 +24,8 @@ CONTINUES = JOINING | NORMAL | words_of("done") | GENERIC | HEADS | words_of("co
 SEEN = {"seen", "noted", "identified"}  # verbs that may end a statement or go on
 DEMONSTRATED = words_of("done") - {"limits", "midline"}
 ADJECTIVE = ("ic", "ous", "ed", "ar", "ive", "lucent")  # "no fibrotic changes" is not yet whole
+LEVEL = re.compile(r"[ctls]?\d{1,2}(?:-[ctls]?\d{1,2})?|[-/]|to")
+LONGEST = 120  # words: what goes on without a stop is no statement
 LOOK_AHEAD = 12  # words in which the "or" of a denied list must come
 
 
@@ -36,28 +39,41 @@ def starts(words: Sequence[str], findings: Sequence[int], organs: Sequence[int])
     inside = {j for i, end in enumerate(findings) if end for j in range(i + 1, end)}
     found = [False] * len(words)
     denial = None  # first word of the statement's denied list
+    begun = 0
     for i, word in enumerate(words):
         if i == 0 or _is_stop(words, i - 1):
-            begins = True
+            begins = not (i and _is_level(words[begun : i - 1]) and words[i - 1] == ":")
         elif i in inside:
             continue
         else:
-            begins = (
+            begins = i - begun > LONGEST or (
                 _opens(words, i, ends)
                 or _is_subject(words, i, organs)
                 or (_is_complete(words, i, ends, organ_ends) and _goes_on_anew(words, i, findings))
                 or (denial is not None and _ends_denied_list(words, i, ends))
             )
+            if begins and word == "there" and _only_says_where(words, begun, i):
+                begins = False
             if begins and denial is not None and _lists_on(words, i, denial):
                 begins = False
         if begins:
-            found[i], denial = True, None
+            found[i], denial, begun = True, None, i
         if word in DENIALS:
             denial = i
     for i, word in enumerate(words):  # "heart and lungs are": the cut belongs before the first
         if found[i] and word in VERBS:
             found[i] = False
     return found
+
+
+def _is_level(words: Sequence[str]) -> bool:
+    """ "l5-s1" of "l5-s1: disc bulge"."""
+    return bool(words) and all(LEVEL.fullmatch(word) for word in words)
+
+
+def _only_says_where(words: Sequence[str], start: int, i: int) -> bool:
+    """ "at l4-l5, there is ..."."""
+    return words[start] in {"at", "in", "on", "within"} and words[i - 1] == "," and i - start <= 8
 
 
 def _is_stop(words: Sequence[str], i: int) -> bool:
@@ -119,6 +135,9 @@ def _is_complete(words: Sequence[str], i: int, ends: set[int], organ_ends: set[i
 
 def _goes_on_anew(words: Sequence[str], i: int, findings: Sequence[int]) -> bool:
     """A grade or state, or a side with its finding, opens the next statement."""
+    after = words[i + 1] if i + 1 < len(words) else "."
+    if words[i] in NORMAL and after in {".", ",", ";"}:  # "effusion unchanged, new nodule"
+        return False
     if words[i] in {"left", "right"}:
         near = range(i + 1, min(i + 5, len(words)))
         stop = next((k for k in near if words[k] in JOINING), len(words))
