@@ -1,11 +1,13 @@
 """Base vs LoRA adapter on N sampled test reports: generate, score, compare, report.
 
     python eval.py --adapter RUN/adapter [--data.path DIR] --n 1000 [--show_text 3]
+    python eval.py --adapter RUN/model ...                a fully tuned or merged model instead
     accelerate launch eval.py --adapter RUN/adapter ...                on several processes
     report2impression compare RUN_A RUN_B                              two evaluated runs, paired
 
 Base and adapter see the same reports, the same tokens, the same order. The adapter is merged in
-fp32. Fully tuned models have no base beside them and are not compared here.
+fp32. A whole model is compared with the base that it came from, or with any --model.path; that one
+gets tokens of its own where its tokenizer is another one.
 """
 
 from report2impression.program.errors import exits_cleanly
@@ -29,8 +31,9 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from report2impression.batching.prompts import Prompts
 from report2impression.batching.signs import Signs, Spelling, named, refuse_unknown
-from report2impression.batching.tokens import Tokens, tokenise
+from report2impression.batching.tokens import Tokens, tokenise, tokenizer_digest
 from report2impression.decoding.generate import generate, to_text
 from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.program.errors import DataError
@@ -54,13 +57,15 @@ from report2impression.scoring import baselines
 from report2impression.scoring.comparison import Evaluation, Inputs, compare
 from report2impression.scoring.faithfulness import checks as faithfulness
 from report2impression.scoring.guard_rails import Limits
-from report2impression.weights.adapter_files import read_settings
-from report2impression.weights.loading import (
-    load_adapter,
-    load_base,
-    merged,
-)
+from report2impression.weights.folders import find_trained
+from report2impression.weights.loading import load_base
 from report2impression.weights.tokenizer import load_tokenizer
+from report2impression.weights.trained import (
+    check_trained,
+    trained_model,
+    trained_tokenizer,
+    weights_sha256,
+)
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")
 
@@ -97,14 +102,16 @@ def sample(
 ) -> Sample:
     """N test reports, written as in training. DataError if the tokenizer knows too little."""
     pairs = [test.pairs[i] for i in sample_indices(len(test.pairs), config.n, config.seed)]
-    spelling = Spelling(tokenizer) if data.normalise == "ascii" else None
+    prompts = Prompts(tokenizer, data)
+    spelling = prompts.spelling
     pairs = [spelling.pair(pair) for pair in pairs] if spelling is not None else pairs
-    prompts, references = [data.prefix + p.prompt for p in pairs], [p.impression for p in pairs]
-    source = tokenise(prompts, tokenizer, max_tokens=data.max_source_tokens)
+    findings, references = [p.prompt for p in pairs], [p.impression for p in pairs]
+    source = prompts.tokens(findings)
     target = tokenise(references, tokenizer, max_tokens=config.max_new_tokens + 1)
     sides, signs = {"source": source, "reference": target}, ""
     if source.n_unknown or target.n_unknown:
-        signs = named(Signs(tokenizer).unknown([*prompts, *references]))
+        written = prompts.written(findings)
+        signs = named(Signs(tokenizer).unknown([*written, *references]))
         for side, tokens in () if data.allow_unknown else sides.items():
             n_tokens, stop = int(tokens.offsets[-1]), data.normalise == "stop"
             refuse_unknown(f"test {side}", tokens.n_unknown, n_tokens, signs, stop=stop)
@@ -129,37 +136,48 @@ def generate_both(
 ) -> Generated:
     """Outputs of base and adapter on the sampled test reports, the same on every rank."""
     data, base_config = sources_of(config, trained)
+    found = find_trained(config.adapter)
     test = read_pairs(data, "test")
     if rank == 0:
         tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
-    tokenizer = load_tokenizer(base_config.path, base_config.revision)
+    tokenizer = trained_tokenizer(found, base_config)
     reports = sample(config, data, test, tokenizer)
+    base_tokenizer = load_tokenizer(base_config.path, base_config.revision)
+    sources = {"base": reports.source, "lora": reports.source}
+    if tokenizer_digest(base_tokenizer) == tokenizer_digest(tokenizer):
+        base_tokenizer = tokenizer
+    else:
+        prompts = Prompts(base_tokenizer, data)
+        findings = [prompts.spelled(pair.prompt) for pair in reports.pairs]
+        sources["base"] = prompts.tokens(findings)
+    tokenizers = {"base": base_tokenizer, "lora": tokenizer}
     base = load_base(base_config).to(device)
     provenance = {"base": base_config.path, "base_sha256": _weights_sha256(base)}
     outputs: dict[str, list[Output]] = {}
     for name, label in LABELS.items():
-        model = base if name == "base" else merged(load_adapter(base, config.adapter))
+        model = base if name == "base" else trained_model(found, base_config, base).to(device)
         outputs[name] = generate(
             model,
-            reports.source,
+            sources[name],
             config,
-            tokenizer=tokenizer,
+            tokenizer=tokenizers[name],
             rank=rank,
             n_ranks=n_ranks,
             progress=f"{label}: generating",
         )
-    weights = Path(config.adapter).expanduser() / "adapter_model.safetensors"
-    provenance["adapter_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    kind = "adapter" if found.is_adapter else "model"
+    provenance[f"{kind}_sha256"] = weights_sha256(found)
     rows = [[pair.id, pair.prompt, pair.impression] for pair in reports.pairs]
     provenance["data"] = data.path
     provenance["data_sha256"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     provenance |= {name: version(name) for name in LIBRARIES}
-    unknown = tokenizer.unk_token_id
+    unknown = {name: tokenizers[name].unk_token_id for name in outputs}
+    ids = {name: [output.ids for output in some] for name, some in outputs.items()}
     return Generated(
         reports,
-        {n: to_text(tokenizer, [output.ids for output in found]) for n, found in outputs.items()},
-        {name: sum(output.cut for output in found) for name, found in outputs.items()},
-        {name: sum(o.ids.count(unknown) for o in found) for name, found in outputs.items()},
+        {name: to_text(tokenizers[name], some) for name, some in ids.items()},
+        {name: sum(output.cut for output in some) for name, some in outputs.items()},
+        {name: sum(row.count(unknown[name]) for row in some) for name, some in ids.items()},
         provenance,
     )
 
@@ -220,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     config, trained = evaluation_settings(argv)
     adapter = Path(config.adapter).expanduser()
-    read_settings(adapter)  # refuses it before hours of decoding
+    found = find_trained(adapter)
+    check_trained(found)  # refuses it before hours of decoding
     folder = Path(config.output_dir or adapter.parent / "evaluation")
     first = os.environ.get("RANK", "0") == "0"
     ask = Aside(faithfulness.prepare).ask if first else partial  # spaCy loads meanwhile
@@ -238,6 +257,8 @@ def main(argv: list[str] | None = None) -> None:
         evaluation, outputs = evaluate(config, generated, trained, ask)
         beside_published = is_published(*sources_of(config, trained))
         print_scores(evaluation.figures, beside_published=beside_published)
+        if not found.is_adapter:
+            print(f"what is named LoRA here is the whole model in {adapter}")
         timing = {"generation_s": generation, "all_s": time.perf_counter() - start}
         ids = [pair.id for pair in generated.sample.pairs]
         write_report(

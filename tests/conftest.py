@@ -11,6 +11,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.browser import Browser
     from tests.programs import ForkServer
     from tests.tiny import Tiny
@@ -32,6 +34,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
 
     torch.set_num_threads(1)
     return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: "Tiny", tmp_path_factory: pytest.TempPathFactory) -> "Path":
+    """A folder with adapter/ and model/ as runs leave them, of weights that write words."""
+    from tests.tiny import make_trained
+
+    return make_trained(tiny, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

@@ -612,7 +612,7 @@ def test_training_says_so_in_one_line_and_writes_nothing(
 def test_the_evaluation_says_so_in_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "read_settings", lambda folder: None)  # there is no adapter
+    monkeypatch.setattr(evaluation, "check_trained", lambda found: None)  # there is no adapter
     data, adapter = tmp_path / "data", tmp_path / "adapter"
     data.mkdir()
     (data / "test.jsonl").write_bytes(JSON_ROW + b"{" + JSON_ROW)

@@ -25,6 +25,7 @@ SETTINGS = {
     "train_loop.py": "TrainConfig",
     "eval.py": "EvalConfig",
     "extract.py": "ExtractConfig",
+    "report2impression/extracting/export.py": "ExportConfig",
     "report2impression/weights/new_base.py": "NewBaseConfig",
 }
 PARSERS = ("parse", "start", "auto_cli")  # what builds a program's settings from its command line

@@ -35,7 +35,7 @@ FORBIDDEN_TRUE = {"shell", "trust_remote_code", "allow_pickle"}
 SETTINGS = (
     *("TrainConfig", "SearchConfig", "DecodingConfig", "EvalConfig", "CompareConfig"),
     *("NewBaseConfig", "NotesConfig", "SectionsConfig", "AuditConfig", "PushConfig"),
-    *("MemorisationConfig", "ExtractConfig"),
+    *("MemorisationConfig", "ExtractConfig", "ExportConfig"),
 )
 
 

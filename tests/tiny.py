@@ -15,18 +15,26 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from data import ExtractDataset, build_dataset
-from model import build_engine, build_model
+from model import attach_lora, build_engine, build_model
 from report2impression.batching.token_store import survey
 from report2impression.corpora.synthetic import write_splits
 from report2impression.engine.models import T5Model
+from report2impression.program.config import save
+from report2impression.reading.licence import Mark, write_mark
 from report2impression.reading.options import DataConfig, SourceConfig
+from report2impression.reading.pairs import read_split
 from report2impression.reading.sources import stream_pairs
 from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.tracking import Tracker
-from report2impression.weights.loading import load_base
+from report2impression.weights.folders import find_trained
+from report2impression.weights.loading import (
+    load_base,
+)
 from report2impression.weights.new_base import NewBaseConfig, new_base
 from report2impression.weights.options import LoraSettings, ModelConfig
+from report2impression.weights.saving import save_model
 from report2impression.weights.tokenizer import load_tokenizer
+from report2impression.weights.trained import trained_model
 from train_loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +139,34 @@ def make_talkative(model: T5Model, vocabulary: dict[str, int], eos_id: int) -> N
     words = [i for piece, i in vocabulary.items() if piece[0] == "▁" and len(piece) > 3]
     model.shared.weight[words] *= 3
     model.shared.weight[eos_id] *= 8
+
+
+def make_trained(tiny: Tiny, folder: Path) -> Path:
+    """adapter/ on the talkative base, and model/: the same, merged."""
+    config = tiny.recipe(folder, model=ModelConfig(path=str(tiny.talkative)))
+
+    def extras(kept: TrainConfig, place: Path) -> None:
+        save(kept, place / "training.toml")
+        write_mark(place, Mark("synthetic", "none", credentialed=False))
+        if kept.tuning == "full":
+            load_tokenizer(str(tiny.talkative)).save_pretrained(str(place))
+
+    model = attach_lora(load_base(config.model), LoraSettings(r=4, alpha=8.0))
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    save_model(model, folder / "adapter", write_extras=partial(extras, config))
+    whole = trained_model(find_trained(folder / "adapter"), config.model)
+    full = replace(config, tuning="full")
+    save_model(whole, folder / "model", write_extras=partial(extras, full))
+    return folder
+
+
+def rows_of(tiny: Tiny, n: int = N_TEST) -> list[dict[str, Any]]:
+    """Findings of test reports, as rows."""
+    pairs = read_split(str(tiny.data), "test").pairs[:n]
+    return [{"id": pair.id, "prompt": pair.prompt, "group": pair.group} for pair in pairs]
 
 
 class Recorder(Tracker):

@@ -26,16 +26,17 @@ class Prompts:
 
     def tokens(self, findings: Sequence[str]) -> Tokens:
         """Of spelled findings: (S,) ids of each, end-of-sequence included."""
-        return tokenise(self._written(findings), self.tokenizer, max_tokens=self.longest)
+        return tokenise(self.written(findings), self.tokenizer, max_tokens=self.longest)
 
     def cut(self, findings: Sequence[str], tokens: Tokens) -> NDArray[np.bool_]:
         """(B,): which of these findings lost their end."""
         full = np.flatnonzero(tokens.lengths >= self.longest)
         found = np.zeros(len(findings), dtype=bool)
-        written = self._written([findings[i] for i in full.tolist()])
+        written = self.written([findings[i] for i in full.tolist()])
         again = tokenise(written, self.tokenizer, max_tokens=self.longest + 1)
         found[full] = again.lengths > self.longest
         return found
 
-    def _written(self, findings: Sequence[str]) -> list[str]:
+    def written(self, findings: Sequence[str]) -> list[str]:
+        """Behind the prefix: the whole text of each source."""
         return [self.prefix + text for text in findings]

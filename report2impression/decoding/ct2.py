@@ -6,6 +6,7 @@ float32 gives the tokens of the other engines; int8 is faster and differs in a f
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,21 @@ class Converted:
     """A model as CTranslate2 holds it. Raises ConfigError if the library is missing or cannot do
     what is asked for."""
 
-    def __init__(self, model: T5Model, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
+    def __init__(
+        self,
+        model: T5Model,
+        tokenizer: PreTrainedTokenizerBase,
+        precision: str,
+        folder: Path | None = None,
+    ) -> None:
+        """`folder`: where `convert` has put it; none = convert it now, for this once."""
         self.tokenizer, self.special = tokenizer, special_ids(model)
-        with tempfile.TemporaryDirectory() as folder:
-            self.translator = _translator(model, tokenizer, Path(folder), COMPUTE_TYPES[precision])
+        if folder is not None:
+            self.translator = _translator(folder, precision)
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            convert(model, tokenizer, Path(temporary) / "ct2", precision)
+            self.translator = _translator(Path(temporary) / "ct2", precision)
 
     def decode(
         self,
@@ -66,37 +78,55 @@ class Converted:
             yield Output(index, ids, score if beams else None, cut, confidence)
 
 
-def _translator(
-    model: T5Model, tokenizer: PreTrainedTokenizerBase, folder: Path, compute_type: str
-) -> Any:
-    try:
-        import ctranslate2
-        from ctranslate2.converters import TransformersConverter
-    except ImportError:
-        raise ConfigError(
-            'engine = ctranslate2 needs the extra "ct2": pip install -c constraints.txt ".[ct2]"'
-        ) from None
+def convert(
+    model: T5Model, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: str
+) -> None:
+    """Write the model to a new folder in the library's format. Raises ConfigError."""
     if isinstance(model, PeftModel):
         raise ConfigError("engine = ctranslate2 decodes merged models only: use engine = torch")
     config = model.config
     if config.tie_word_embeddings != config.scale_decoder_outputs:
         # Its converter takes the one for the other.
         raise ConfigError("engine = ctranslate2 does not fit this T5's output head: use torch")
+    library = _library()
     # Its T5 has end-of-sequence in every source, as ours have.
-    with no_wishes(model):
-        model.save_pretrained(str(folder / "hf"))
-    tokenizer.save_pretrained(str(folder / "hf"))
-    try:
-        TransformersConverter(str(folder / "hf")).convert(str(folder / "ct2"))
-        return ctranslate2.Translator(
-            str(folder / "ct2"),
+    with tempfile.TemporaryDirectory() as temporary:
+        with no_wishes(model):
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        with _told(precision):
+            converter = library.converters.TransformersConverter(temporary)
+            converter.convert(str(folder), quantization=COMPUTE_TYPES[precision])
+
+
+def _translator(folder: Path, precision: str) -> Any:
+    with _told(precision):
+        return _library().Translator(
+            str(folder),
             device="cpu",
-            compute_type=compute_type,
+            compute_type=COMPUTE_TYPES[precision],
             intra_threads=torch.get_num_threads(),
         )
-    except (RuntimeError, ValueError) as error:
-        kind = type(error).__name__
+
+
+def _library() -> Any:
+    try:
+        import ctranslate2
+        import ctranslate2.converters
+    except ImportError:
         raise ConfigError(
-            f"ctranslate2 cannot load this model as {compute_type} here ({kind}): try another "
-            "--precision, or engine = torch"
+            'ctranslate2 needs the extra "ct2": pip install -c constraints.txt ".[ct2]"'
+        ) from None
+    return ctranslate2
+
+
+@contextmanager
+def _told(precision: str) -> Iterator[None]:
+    """An error of the library in one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"ctranslate2 cannot load this model as {COMPUTE_TYPES[precision]} here "
+            f"({type(error).__name__}): try another --precision, or engine = torch"
         ) from None

@@ -7,7 +7,7 @@ from typing import Literal
 
 from report2impression.decoding.options import DecodingConfig
 from report2impression.program.errors import ConfigError, check_least
-from report2impression.runs.evaluation import BaseConfig
+from report2impression.runs.evaluation import BaseConfig, EvalData
 
 OnUnsupported = Literal["keep", "flag", "abstain"]
 Sections = Literal["auto", "cut", "keep"]
@@ -119,3 +119,31 @@ class ExtractConfig(ExtractorConfig):
         if self.format or self.output == "-":
             return self.format or "text"
         return ENDINGS.get(PurePath(self.output).suffix, "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """One model for other programs."""
+
+    adapter: str
+    """What a run trained (RUN/adapter or RUN/model)."""
+    to: Literal["merged", "ctranslate2"]
+    """merged = a plain folder of transformers (safetensors); ctranslate2 = that library's format
+    (extra "ct2")."""
+    output: str
+    """New folder of the model; must not exist, or be empty."""
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Of ctranslate2's weights; fp32 must give all of our tokens, of the others the share is
+    told. A merged folder has fp32."""
+    max_new_tokens: int = 128
+    """Longest impression in tokens; a merged folder keeps it in its generation config."""
+    n: int = 1000
+    """Validation reports that the export is tried on; 0 or more than there are = all."""
+    data: EvalData = field(default_factory=EvalData)
+    model: BaseConfig = field(default_factory=BaseConfig)
+
+    def __post_init__(self) -> None:
+        check_least(0, self, "n")
+        check_least(1, self, "max_new_tokens")
+        if self.to == "merged" and self.precision != "fp32":
+            raise ConfigError("a merged folder has fp32; --precision is of --to ctranslate2")

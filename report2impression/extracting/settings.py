@@ -1,6 +1,6 @@
-"""The settings of extract.py, from its command line; loads nothing heavy."""
+"""The settings of extract.py and of the export, from the command line; loads nothing heavy."""
 
-from report2impression.extracting.options import ExtractConfig
+from report2impression.extracting.options import ExportConfig, ExtractConfig
 from report2impression.program.config import load, parse
 from report2impression.program.errors import exits_cleanly
 from report2impression.program.launcher import accept_launch
@@ -16,4 +16,11 @@ def extract_settings(argv: list[str] | None = None) -> tuple[ExtractConfig, Trai
     config = parse(ExtractConfig, argv, description="Radiology reports -> structured impressions")
     if config.adapter is None:
         return config, TrainConfig()
+    return config, load(TrainConfig, find_trained(config.adapter).recipe)
+
+
+@exits_cleanly
+def export_settings(argv: list[str] | None = None) -> tuple[ExportConfig, TrainConfig]:
+    """Of `report2impression export`, and those of the run; as above."""
+    config = parse(ExportConfig, argv, description="A trained model for other programs")
     return config, load(TrainConfig, find_trained(config.adapter).recipe)

@@ -18,7 +18,7 @@ class BaseConfig:
     """The base under the adapter."""
 
     path: str | None = None
-    """Folder or hub id of the base; none = the one the adapter was trained on."""
+    """Folder or hub id of the base; none = the one trained on."""
     revision: str | None = None
     """Hub commit or tag of the base; none = as in training, with a path of your own: main."""
 
@@ -43,7 +43,7 @@ class EvalConfig(DecodingConfig):
     """One comparison of a base with its adapter."""
 
     adapter: str
-    """Adapter folder of a run (RUN/adapter); a fully tuned RUN/model cannot be compared."""
+    """What a run trained (RUN/adapter, or RUN/model of full tuning), or a merged model."""
     n: int = 1000
     """Test reports to sample; 0 or more than there are = all."""
     seed: int = 0

@@ -4,14 +4,13 @@
 before it imports torch.
 """
 
-from pathlib import Path
-
 from report2impression.program.config import load, parse
-from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.errors import exits_cleanly
 from report2impression.program.launcher import accept_launch
 from report2impression.reading.dry_run import dry_run
 from report2impression.runs.evaluation import EvalConfig, as_trained
 from report2impression.runs.recipe import TrainConfig
+from report2impression.weights.folders import find_trained
 
 
 @exits_cleanly
@@ -30,13 +29,7 @@ def evaluation_settings(argv: list[str] | None = None) -> tuple[EvalConfig, Trai
     """Of eval.py, and those of the run it looks at. SystemExit as above."""
     accept_launch()
     config = parse(EvalConfig, argv, description="Base vs LoRA adapter on sampled test reports")
-    adapter = Path(config.adapter).expanduser()
-    for name in ("training.toml", "adapter_config.json"):
-        if not (adapter / name).is_file():
-            raise ConfigError(
-                f"{adapter} holds no {name}: give the adapter folder of a run (RUN/adapter)"
-            )
-    trained = load(TrainConfig, adapter / "training.toml")
+    trained = load(TrainConfig, find_trained(config.adapter).recipe)
     if config.dry_run:
         dry_run(as_trained(config.data, trained.data), ["test"])
         raise SystemExit
