@@ -1,4 +1,5 @@
 # make demo       set up .venv, then base -> LoRA -> base-vs-LoRA figures, offline on a CPU
+# make serve      a page to try what make demo trained, at http://127.0.0.1:8000
 # make install    only set up .venv
 # make test       the same .venv with the dev extras: lint, types, fast tests
 # make test-slow  the tests that take minutes
@@ -12,7 +13,7 @@ WATCHED := $(PACKAGE)/runs/checkpoint.py,$(PACKAGE)/runs/durable.py,$(PACKAGE)/b
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml \
 	--num_cpu_threads_per_process $(shell nproc)
 
-.PHONY: install demo test test-slow coverage mutation lint tiny-base clean
+.PHONY: install demo serve test test-slow coverage mutation lint tiny-base clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +30,10 @@ demo: .venv/installed
 	$(BIN)/python -m report2impression synthetic --output_dir runs/demo/data
 	$(LAUNCH) train_loop.py --config recipes/demo.toml
 	$(BIN)/python eval.py --cpu --adapter runs/demo/adapter --data.path runs/demo/data --n 1000 --show_text 3
+
+serve: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[serve]"
+	$(BIN)/python -m report2impression serve --adapter runs/demo/adapter --cpu
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -271,6 +271,56 @@ def rails(outputs: list[str], sources: list[str], bp: float = 1.0, **limits: Any
     return {rail["name"]: rail["message"] for rail in found}
 
 
+@pytest.mark.parametrize(
+    ("references", "lora", "expected"),
+    [
+        (
+            ["\u80ba\u70ce " * 4, "\u043b\u0451\u0433\u043a\u0438\u0435"],
+            None,
+            {"reference": 2, "base": 2, "lora": 2},
+        ),
+        (
+            ["\u0631\u0626\u0629", "the lungs are clear"],
+            None,
+            {"reference": 1, "base": 1, "lora": 1},
+        ),
+        (
+            ["the lungs are clear", "\u2014 ?"],
+            ["the lungs are clear"] * 2,
+            {"reference": 1, "base": 1},
+        ),
+        (["no acute disease .", "die Lunge ist frei"], None, {}),
+    ],
+)
+def test_texts_that_rouge_does_not_see(
+    references: list[str], lora: list[str] | None, expected: dict[str, int]
+) -> None:
+    outputs = {"base": references, "lora": lora or references}
+    inputs = Inputs(["a", "b"], ["", ""], ["c d", "e f"], references, outputs)
+    found = [r for r in compare(inputs, **QUICK).figures["guard_rails"] if "rouge" in r["name"]]
+    assert {rail["system"]: rail["value"] for rail in found} == expected
+    assert all("0 by definition" in rail["message"] for rail in found)
+
+
+@pytest.mark.parametrize(
+    ("lora", "told"),
+    [
+        (["clear", "no effusion", "normal chest", "x"], "no output of lora has 4 words: BLEU is 0"),
+        (["clear", "no effusion", "normal", "a b c d"], "3 of 4 outputs of lora have fewer than 4"),
+        (["clear", "a b c d", "a b c d e", "a b c d"], ""),
+        (["no acute disease."] * 4, ""),
+    ],
+)
+def test_outputs_that_are_too_short_for_bleu(lora: list[str], told: str) -> None:
+    outputs = {"base": ["the lungs are clear"] * 4, "lora": lora}
+    inputs = Inputs([*"abcd"], [""] * 4, ["c d"] * 4, ["the lungs are clear"] * 4, outputs)
+    figures = compare(inputs, **QUICK).figures
+    found = [r["message"] for r in figures["guard_rails"] if r["name"] == "not_for_bleu"]
+    assert len(found) == bool(told) and all(told in message for message in found)
+    if "is 0" in told:
+        assert figures["lora"]["bleu"] == 0
+
+
 def test_a_healthy_evaluation_has_no_guard_rail() -> None:
     assert rails(["no fracture", "a nodule"], ["the bones are whole", "a nodule is seen"]) == {}
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 import eval as evaluation
 import train_loop
 from eval import training_pairs
+from report2impression.program import files
 from report2impression.program.errors import DataError
 from report2impression.reading.options import DataConfig
 from report2impression.reading.pairs import Pair
@@ -131,7 +132,7 @@ def test_the_table_is_told_even_if_writing_fails(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", full)
+    monkeypatch.setattr(files.os, "rename", full)
     with pytest.raises(SystemExit) as caught:
         evaluate(run, f"--output_dir={tmp_path}")
     out, err = capfd.readouterr()
@@ -219,7 +220,6 @@ def test_predictions_are_written_on_request(predicted: tuple[Path, Rows]) -> Non
 
 def test_each_system_keeps_its_own_outputs_in_a_private_file(tmp_path: Path) -> None:
     pairs = [Pair(f"r{i}", f"findings {i}", f"impression {i}") for i in range(2)]
-    (tmp_path / "predictions.jsonl.partial").write_text("of a killed evaluation")
     umask = os.umask(0)  # eval.py sets a stricter one; here the file must be private by itself
     try:
         results.write_predictions(tmp_path, pairs, {"lora": ["l0", "l1"], "base": ["b0", "b1"]})
@@ -233,12 +233,21 @@ def test_each_system_keeps_its_own_outputs_in_a_private_file(tmp_path: Path) -> 
     ]
 
 
+# Report text, whole or as a killed evaluation of this or an older version left it.
+LEFT = (
+    "predictions.jsonl",
+    *("predictions.jsonl.partial", "report.html.partial"),
+    *(".tmp-predictions.jsonl-123", ".tmp-report.html-9", ".tmp-per_report.jsonl-77"),
+)
+
+
 def test_predictions_of_an_earlier_evaluation_go(run: Path, tmp_path: Path) -> None:
-    for name in ("predictions.jsonl", "predictions.jsonl.partial"):
+    (tmp_path / "mine.partial").write_text("")
+    for name in LEFT:
         (tmp_path / name).write_text("{}")
     evaluate(run, f"--output_dir={tmp_path}")
-    assert (tmp_path / "scores.json").is_file()
-    assert not list(tmp_path.glob("predictions*"))
+    assert (tmp_path / "scores.json").is_file() and (tmp_path / "mine.partial").is_file()
+    assert not [name for name in LEFT if (tmp_path / name).exists()]
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -6,6 +6,7 @@ kills, tears or fails at the n-th (runs/durable.py builds on it).
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +43,14 @@ def write_file(file: Path, data: bytes) -> None:
     except OSError:
         discard(temporary, quietly=True)
         raise
+
+
+def discard_unfinished(*files: Path) -> None:
+    """Remove what killed processes left of them, NAME.partial by older versions. Raises OSError."""
+    for file in files:
+        left = re.compile(rf"\.tmp-{re.escape(file.name)}-\d+|{re.escape(file.name)}\.partial")
+        for name in filter(left.fullmatch, os.listdir(file.parent)):
+            discard(file.parent / name)
 
 
 def flush(path: Path) -> None:

@@ -1,48 +1,64 @@
 """The figures of an evaluation -> the page that shows them: scores with intervals, groups,
 lengths and copying, training curves, faithfulness, cases, configuration and provenance.
 
+The words of the page stand in templates/evaluation.html.j2; here are the rows and the pictures.
 Each section takes what it needs from `figures` (the content of scores.json) and leaves itself out
 where that was not computed. No report text gets in but through `Case.texts`, which the caller
 fills on request only; then the page says so at its top.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from report2impression.reporting import pages
-from report2impression.reporting.evaluation_plots import (
-    METRICS,
-    Figures,
-    Series,
-    breakdown_section,
-    distribution_section,
-    faithfulness_section,
-    known_metrics,
-    length_section,
-    readable,
-    training_section,
-    with_interval,
-)
-from report2impression.reporting.pages import (
-    Block,
-    Cell,
-    Finding,
-    Findings,
-    Heading,
-    P,
-    Page,
-    Passage,
-    Run,
-    Section,
-    Table,
-)
-from report2impression.reporting.word_diff import Mark, omitted_runs, output_runs
+import numpy as np
+
+from report2impression.reporting import pages, plots
+from report2impression.reporting.pages import Cell, P
+from report2impression.reporting.plots import Picture
+from report2impression.reporting.word_diff import Mark, Run, omitted_runs, output_runs
 
 SHOWS_TEXT = (
     "This page shows REPORT TEXT. Pass it on only to people who may read the reports; without "
     "show_text the page holds ids and figures only."
 )
 NO_TEXT = "Figures and report ids only: this page holds no report text."
+METRICS = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "rougeLsum_split": "ROUGE-Lsum, split",
+    "bleu": "BLEU",
+}
+SYSTEMS = {
+    "base": "base",
+    "lora": "LoRA",
+    "copy": "copy of the report",
+    "lead": "first words",
+    "most_frequent": "most frequent impression",
+    "nearest_neighbour": "nearest training report",
+    "extractive_oracle": "extractive oracle",
+    "reference": "reference",
+    "difference": "LoRA − base",
+}
+BREAKDOWNS = {
+    "group": "group",
+    "source_length": "length of the report",
+    "duplicates": "copies of the report in training",
+    "reference": "reference",
+}
+DESCRIBED = {
+    "words_mean": "Words, mean",
+    "words_median": "Words, median",
+    "copy_rate": "Copied words, %",
+    "novel_bigrams": "New word pairs, %",
+    "empty": "Empty",
+    "equal_to_source": "Equal to the report",
+}
+COMPARED = ("base", "lora", "reference")
+Figures = Mapping[str, Any]
+Series = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -71,38 +87,67 @@ def evaluation_page(
     """The page as HTML. `published` is by system and metric, percent; `curves` are the rows of
     metrics.jsonl; `per_report` is F1 in [0, 1], by system and metric; `lengths` are words."""
     shows_text = any(case.texts for case in cases or ())
-    sections = [
-        _scores(figures, published),
-        _guard_rails(figures.get("guard_rails") or []),
-        breakdown_section(figures.get("breakdown") or {}),
-        distribution_section(per_report),
-        length_section(figures.get("describe") or {}, lengths),
-        faithfulness_section(figures.get("faithfulness") or {}),
-        training_section(curves),
-        _gallery(cases or []),
-        _configuration(figures, settings),
-    ]
-    page = Page(
+    tests = (figures.get("paired") or {}).get("metrics") or {}
+    systems = list(dict.fromkeys(name for case in cases or () for name in case.rougeL))
+    return pages.render(
+        "evaluation.html.j2",
         title=f"Base and LoRA on {figures['n']:,} test reports",
-        lead=_lead(figures),
+        lead=_lead(tests.get("rougeL")),
         notice=SHOWS_TEXT if shows_text else NO_TEXT,
-        is_sensitive=shows_text,
-        sections=[section for section in sections if section],
+        shows_text=shows_text,
+        metrics=[METRICS[name] for name in known_metrics(figures["base"])],
+        score_rows=list(_score_rows(figures, published, tests)),
+        test_rows=[_test_row(name, tests[name]) for name in known_metrics(tests)],
+        bleu_rows=[
+            [readable(name), x["brevity_penalty"], x["length_ratio"], *x["precisions"]]
+            for name, x in (figures.get("bleu_parts") or {}).items()
+        ],
+        rails=[_guard_rail(rail) for rail in figures.get("guard_rails") or ()],
+        breakdowns=list(_breakdowns(figures.get("breakdown") or {})),
+        distributions=list(_distributions(per_report)),
+        lengths=_lengths(lengths),
+        copying=_copying(figures.get("describe") or {}),
+        described=["System", *DESCRIBED.values()],
+        description=[
+            [readable(name), *map(x.get, DESCRIBED)]
+            for name, x in (figures.get("describe") or {}).items()
+        ],
+        faithfulness=_faithfulness(figures.get("faithfulness") or {}),
+        training=_training(curves),
+        case_columns=["Report", "Kind", "Group", *(f"ROUGE-L, {readable(s)}" for s in systems)],
+        case_rows=[[c.id, c.kind, c.group, *map(c.rougeL.get, systems)] for c in cases or ()],
+        views=_views(cases or ()),
+        configuration=list(_configuration(figures, settings)),
     )
-    return pages.render(page)
 
 
-def _paired(figures: Figures) -> Figures:
-    return (figures.get("paired") or {}).get("metrics") or {}
+def readable(name: str) -> str:
+    """A key for people."""
+    return SYSTEMS.get(name, name.replace("_", " "))
 
 
-def _lead(figures: Figures) -> str:
+def known_metrics(scores: Mapping[str, Any]) -> list[str]:
+    return [name for name in METRICS if name in scores]
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> Cell:
+    return (value, interval[0], interval[1]) if value is not None and interval else value
+
+
+def _p(test: Figures, name: str) -> Cell:
+    return None if test.get(name) is None else P(test[name])
+
+
+def _difference(test: Figures) -> Cell:
+    return _with_interval(test.get("difference"), test.get("interval"))
+
+
+def _lead(test: Figures | None) -> str:
     """The result in a sentence."""
-    test = _paired(figures).get("rougeL")
     if not test:
         return ""
     difference, (low, high) = test["difference"], test["interval"]
-    p = pages.probability(test.get("p_holm", test.get("p")))
+    p = pages.number(P(test.get("p_holm", test.get("p"))))
     return (
         f"LoRA is {pages.number(abs(difference))} ROUGE-L points "
         f"{'above' if difference >= 0 else 'below'} the base (95 % interval of the difference "
@@ -111,130 +156,176 @@ def _lead(figures: Figures) -> str:
     )
 
 
-def _scores(figures: Figures, published: Figures) -> Section:
-    names, tests = known_metrics(figures["base"]), _paired(figures)
-    intervals = figures.get("intervals") or {}
+def _score_rows(
+    figures: Figures, published: Figures, tests: Figures
+) -> Iterator[Sequence[Cell] | str]:
+    names, intervals = known_metrics(figures["base"]), figures.get("intervals") or {}
 
     def row(system: str, scores: Mapping[str, float] | None) -> list[Cell]:
         own = intervals.get(system) or {}
-        return [
-            readable(system),
-            *(with_interval((scores or {}).get(m), own.get(m)) for m in names),
-        ]
+        cells = [_with_interval((scores or {}).get(m), own.get(m)) for m in names]
+        return [readable(system), *cells]
 
-    rows: list[Sequence[Cell] | Heading] = []
     if published:
-        rows.append(Heading("Published (MIMIC-III, 1,000 test reports)"))
-        rows += [[f"published {readable(s)}", *map(x.get, names)] for s, x in published.items()]
-    rows += [Heading("Measured here"), *(row(name, figures[name]) for name in ("base", "lora"))]
+        yield "Published (MIMIC-III, 1,000 test reports)"
+        yield from ([f"published {readable(s)}", *map(x.get, names)] for s, x in published.items())
+    yield "Measured here"
+    yield from (row(name, figures[name]) for name in ("base", "lora"))
     if tests:
         shown = [tests.get(name) or {} for name in names]
-        differences = [with_interval(x.get("difference"), x.get("interval")) for x in shown]
-        rows.append(["LoRA − base, paired", *differences])
-        rows.append(["p (Holm)", *(P(x.get("p_holm")) for x in shown)])
+        yield ["LoRA − base, paired", *map(_difference, shown)]
+        yield ["p (Holm)", *(_p(test, "p_holm") for test in shown)]
     if figures.get("baselines"):
-        rows.append(Heading("Baselines: what needs no model"))
-        rows += [row(name, scores) for name, scores in figures["baselines"].items()]
-    headline = Table(
-        "Scores, percent",
-        ["System", *(METRICS[name] for name in names)],
-        rows,
-        strong="LoRA",
-        note="Below a score: its 95 % bootstrap interval over the test reports. ROUGE is F1, BLEU "
-        "is corpus BLEU. ROUGE-Lsum splits at newlines only, as published; “split” also at items "
-        "and sentences. A dash: not available.",
-    )
-    return Section("Scores", [headline, *_tests(tests), *_bleu_parts(figures)])
+        yield "Baselines: what needs no model"
+        yield from (row(name, scores) for name, scores in figures["baselines"].items())
 
 
-def _tests(tests: Figures) -> list[Block]:
-    rows = [
-        [
-            METRICS[name],
-            with_interval(tests[name].get("difference"), tests[name].get("interval")),
-            *(P(tests[name].get(key)) for key in ("p", "p_holm")),
-            *(tests[name].get(key) for key in ("wins", "ties", "losses", "n_for_1_point")),
-        ]
-        for name in known_metrics(tests)
+def _test_row(name: str, test: Figures) -> list[Cell]:
+    counts = map(test.get, ("wins", "ties", "losses", "n_for_1_point"))
+    return [METRICS[name], _difference(test), _p(test, "p"), _p(test, "p_holm"), *counts]
+
+
+def _guard_rail(rail: Figures) -> tuple[str, ...]:
+    what = f"{readable(rail['name'])}, {readable(rail['system'])}"
+    return "warning", f"{what}: {pages.number(rail['value'], 2)}", rail["message"], ""
+
+
+def _breakdowns(breakdown: Figures) -> Iterator[Picture]:
+    """ROUGE-L (or the first metric there is) by each way of dividing the reports."""
+    for key, parts in breakdown.items():
+        if not parts:
+            continue
+        first = next(iter(parts.values()))["base"]
+        metric = "rougeL" if "rougeL" in first else known_metrics(first)[0]
+        title, name = BREAKDOWNS.get(key, readable(key)), METRICS[metric]
+        for systems, caption in (
+            (("base", "lora"), f"{name} by {title}"),
+            (("difference",), f"LoRA − base, {name}, by {title}"),
+        ):
+            values = {
+                part: {readable(s): tuple(x[s][metric]) for s in systems if metric in x.get(s, {})}
+                for part, x in parts.items()
+            }
+            if any(values.values()):
+                zero = systems == ("difference",)
+                yield plots.forest(
+                    caption,
+                    values,
+                    head=title.capitalize(),
+                    xlabel="points" if zero else "percent",
+                    counts={part: found["n"] for part, found in parts.items()},
+                    zero=zero,
+                )
+
+
+def _distributions(per_report: Mapping[str, Series]) -> Iterator[Picture]:
+    """Scores of single reports; F1 in [0, 1] comes in, percent is shown."""
+    for metric in ("rouge1", "rougeL"):
+        series = {
+            readable(name): 100 * np.asarray(per_report[name][metric], float)
+            for name in ("lora", "base")
+            if metric in per_report.get(name, {})
+        }
+        title = f"{METRICS[metric]} of single reports"
+        yield from plots.histogram(title, series, xlabel="percent", span=(0, 100))
+
+
+def _lengths(lengths: Series) -> list[Picture]:
+    outputs = {readable(n): lengths[n] for n in ("lora", "base", "reference") if n in lengths}
+    source = {"report": lengths["source"]} if "source" in lengths else {}
+    note = "The last bin holds all that is longer."
+    return [
+        *plots.histogram("Length of the impressions", outputs, xlabel="words", note=note),
+        *plots.histogram("Length of the reports", source, xlabel="words", note=note),
     ]
-    head = [
-        "Metric",
-        "Difference",
-        "p",
-        "p (Holm)",
-        "Better",
-        "Same",
-        "Worse",
-        "Reports for 1 point",
-    ]
-    note = (
-        "Better, same, worse: reports on which LoRA scores above, like or below the base. The last "
-        "column is the sample that would show a difference of one point."
-    )
-    caption = "LoRA against base, report by report"
-    return [Table(caption, head, rows, digits=2, note=note)] if rows else []
 
 
-def _bleu_parts(figures: Figures) -> list[Block]:
-    rows = [
-        [readable(name), x["brevity_penalty"], x["length_ratio"], *x["precisions"]]
-        for name, x in (figures.get("bleu_parts") or {}).items()
-    ]
-    head = ["System", "Brevity penalty", "Length ratio", *(f"{n}-gram, %" for n in range(1, 5))]
-    note = (
-        "A penalty below 1: the outputs are shorter than the references. BLEU may fall for it "
-        "while ROUGE rises."
-    )
-    caption = "What BLEU is made of"
-    return [Table(caption, head, rows, digits=2, note=note, folded=True)] if rows else []
+def _copying(describe: Figures) -> list[Picture]:
+    shares = {"copy_rate": "copied words", "novel_bigrams": "new word pairs"}
+    values: dict[str, dict[str, Cell]] = {
+        text: {readable(n): describe[n][key] for n in COMPARED if key in describe.get(n, {})}
+        for key, text in shares.items()
+    }
+    if not any(values.values()):
+        return []
+    return [plots.forest("Copying from the report", values, head="Share", xlabel="percent")]
 
 
-def _guard_rails(rails: Sequence[Figures]) -> Section | None:
-    items = [
-        Finding(
-            "warning",
-            f"{readable(x['name'])}, {readable(x['system'])}: {pages.number(x['value'], 2)}",
-            x["message"],
-        )
-        for x in rails
-    ]
-    return Section("Guard rails", [Findings(items)]) if items else None
+def _faithfulness(checks: Figures) -> list[Picture]:
+    """Unsupported statements per 100 impressions, by check; the reference is the noise floor."""
+    values = {
+        readable(check): {
+            readable(name): _with_interval(found[name]["per_100"], found[name].get("interval"))
+            for name in COMPARED
+            if name in found
+        }
+        for check, found in checks.items()
+    }
+    title = "Impressions with an unsupported statement, per 100"
+    xlabel = "impressions per 100"
+    return [plots.forest(title, values, head="Check", xlabel=xlabel)] if values else []
 
 
-def _gallery(cases: Sequence[Case]) -> Section | None:
-    if not cases:
-        return None
-    systems = list(dict.fromkeys(name for case in cases for name in case.rougeL))
-    rows = [[c.id, c.kind, c.group, *map(c.rougeL.get, systems)] for c in cases]
-    head = ["Report", "Kind", "Group", *(f"ROUGE-L, {readable(name)}" for name in systems)]
-    blocks: list[Block] = [Table("The worst, the median and the best reports", head, rows)]
+def _curve(rows: Sequence[Figures], key: str, *, thin: bool = False) -> plots.Line | None:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None and "step" in row]
+    return plots.Line([x for x, _ in points], [y for _, y in points], thin) if points else None
+
+
+def _training(curves: Sequence[Figures]) -> list[Picture]:
+    """Losses and learning rate from the rows of metrics.jsonl."""
+    steps = [row for row in curves if row.get("kind") == "step"]
+    epochs = [row for row in curves if row.get("kind") == "epoch"]
+    found = {
+        "training": _curve(epochs, "training_loss"),
+        "validation": _curve(epochs, "validation_loss"),
+        "training, steps": _curve(steps, "loss", thin=True),
+    }
+    losses = {name: line for name, line in found.items() if line}
+    if not losses:
+        return []
+    skip = {"kind", "step", "epoch"}
+    names = list(dict.fromkeys(name for row in epochs for name in row if name not in skip))
+    columns = ["Epoch", "Step", *map(readable, names)]
+    rows = [[f"{row.get('epoch')}", row.get("step"), *map(row.get, names)] for row in epochs]
+    axes = {"xlabel": "optimizer step", "ylabel": "nats per label token"}
+    alt = "Training and validation loss over optimizer steps; epochs in the table."
+    svg = plots.lines(losses, alt=alt, **axes)
+    shown = [Picture("Loss", svg, columns, rows, "Figures by epoch", digits=4)]
+    if rate := _curve(steps, "lr"):
+        ends = {"first": rate.y[0], "highest": max(rate.y), "last": rate.y[-1]}
+        told = [[name, f"{value:.2e}"] for name, value in ends.items()]
+        alt = "Learning rate over optimizer steps: " + ", ".join(map(" ".join, told))
+        svg = plots.lines({"rate": rate}, alt=alt, xlabel="optimizer step", ylabel="learning rate")
+        shown.append(Picture("Learning rate", svg, ["Step", "Rate"], told, "Learning rate"))
+    return shown
+
+
+def _views(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Each report, and beside each other what each system wrote and left out; the first of a kind
+    open."""
     views, seen = [], set()
     for case in cases:
-        if case.texts is not None:
-            views.append(_view(case, case.texts, is_open=case.kind not in seen))
-            seen.add(case.kind)
-    if views:
-        blocks.append(pages.Cases(views))
-    return Section("Cases", blocks)
+        if (texts := case.texts) is None:
+            continue
+        source, reference = texts["source"], texts["reference"]
+        columns = [
+            (
+                f"{readable(name)}, ROUGE-L {pages.number(rate)}",
+                output_runs(texts[name], reference, source, case.marks.get(name, ()))
+                or [Run("(empty)")],
+                omitted_runs(reference, texts[name]),
+            )
+            for name, rate in case.rougeL.items()
+            if name in texts
+        ]
+        heading = " · ".join(filter(None, (case.kind.capitalize(), case.id, case.group)))
+        view = {"heading": heading, "source": [Run(source)], "columns": columns}
+        views.append({**view, "is_open": case.kind not in seen})
+        seen.add(case.kind)
+    return views
 
 
-def _view(case: Case, texts: Mapping[str, str], *, is_open: bool) -> pages.CaseView:
-    """The report, and beside each other what each system wrote and left out."""
-    source, reference = texts["source"], texts["reference"]
-    columns = []
-    for name, rate in case.rougeL.items():
-        if name in texts:
-            output = output_runs(texts[name], reference, source, case.marks.get(name, ()))
-            passages = [
-                Passage("Output", output or [Run("(empty)")]),
-                Passage("Reference", omitted_runs(reference, texts[name])),
-            ]
-            columns.append((f"{readable(name)}, ROUGE-L {pages.number(rate)}", passages))
-    heading = " · ".join([case.kind.capitalize(), case.id, *([case.group] if case.group else [])])
-    return pages.CaseView(heading, [Passage("Report", [Run(source)])], columns, is_open)
-
-
-def _configuration(figures: Figures, settings: Mapping[str, str]) -> Section:
+def _configuration(figures: Figures, settings: Mapping[str, str]) -> Iterator[Sequence[Cell] | str]:
     """All that another run must share to be comparable, as it is: nothing rounded."""
     parts = {
         "How the outputs were made": figures.get("decoding"),
@@ -244,9 +335,7 @@ def _configuration(figures: Figures, settings: Mapping[str, str]) -> Section:
         "Settings of this evaluation": settings,
         "Provenance": figures.get("provenance"),
     }
-    rows: list[Sequence[Cell] | Heading] = []
     for title, facts in parts.items():
         if facts:
-            rows.append(Heading(title))
-            rows += [[k, "none" if v is None else str(v)] for k, v in facts.items()]
-    return Section("Configuration and provenance", [Table("As run", ["Name", "Value"], rows)])
+            yield title
+            yield from ([k, "none" if v is None else str(v)] for k, v in facts.items())

@@ -1,39 +1,32 @@
-"""Figures -> inline SVG: matplotlib draws, the page's style sheet paints.
+"""Figures -> pictures with their tables: matplotlib draws, the page's style sheet paints.
 
 Colours are stand-ins that become CSS variables, so one picture serves the light and the dark
 page; text stays text, in the page's own font. Series differ in line and marker, never in colour
-alone. The same figures always give the same bytes: no date, no random id.
+alone. One set of figures makes both the picture and the table beside it, so the two cannot
+disagree. The same figures always give the same bytes: no date, no random id.
 """
 
-import hashlib
 import io
+import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from report2impression.reporting.pages import printable
+from report2impression.reporting.pages import Cell, printable
 
 WIDTH = 4.4  # inches: legible when a phone shows the picture over its whole width
+PAINT = ("ink", "line", "lora", "base", "reference", "other")  # variables of page.css
 INK, GRID, LORA, BASE, REFERENCE, OTHER = (f"#00000{digit}" for digit in range(1, 7))
-PAINT = {
-    INK: "var(--ink)",
-    GRID: "var(--line)",
-    LORA: "var(--lora)",
-    BASE: "var(--base)",
-    REFERENCE: "var(--reference)",
-    OTHER: "var(--other)",
-}
 STYLE = {
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # measures; page.css gives the page's own
     "font.size": 9.5,
     "svg.fonttype": "none",
-    "svg.hashsalt": "report2impression",
     "text.parse_math": False,  # a $ in a label is a dollar
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -51,7 +44,6 @@ STYLE = {
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
 }
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 class Look(NamedTuple):
@@ -75,11 +67,16 @@ BY_POSITION = (
 )
 
 
-class Row(NamedTuple):
-    """A line of a forest plot: (mean, low, high) by series; no values: a heading."""
+class Picture(NamedTuple):
+    """A picture and the same figures as a table."""
 
-    label: str
-    values: Mapping[str, tuple[float, float, float]]
+    title: str
+    svg: Markup
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str
+    digits: int = 1
+    note: str = ""
 
 
 class Line(NamedTuple):
@@ -100,17 +97,30 @@ def label(text: str, most: int = 30) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def forest(rows: Sequence[Row], *, alt: str, xlabel: str, zero: bool = False) -> Markup:
-    """Means with intervals, a row each; `zero` draws the line of no difference."""
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    with _style():
-        canvas, axes = _canvas(0.9 + (0.2 + 0.12 * max(2, len(names))) * len(rows))
+def forest(
+    title: str,
+    parts: Mapping[str, Mapping[str, Cell]],
+    *,
+    head: str,
+    xlabel: str,
+    counts: Mapping[str, int] | None = None,
+    zero: bool = False,
+) -> Picture:
+    """Means (or (mean, low, high)) by part and series, a row each; `head` names the parts,
+    `counts` their reports; `zero` draws the line of no difference."""
+    names = list(dict.fromkeys(name for values in parts.values() for name in values))
+    of_part = [[counts[part]] if counts else [] for part in parts]
+    rows = [
+        [part, *n, *map(values.get, names)]
+        for (part, values), n in zip(parts.items(), of_part, strict=True)
+    ]
+    alt = f"{title}: means with intervals of {', '.join(names)}; figures in the table."
+    with _axes(alt, 0.9 + (0.2 + 0.12 * max(2, len(names))) * len(parts)) as axes:
         axes.grid(axis="x")
         for position, name in enumerate(names):
             shape, shift = look(name, position), 0.22 * (position - (len(names) - 1) / 2)
-            at = [(y, row.values[name]) for y, row in enumerate(rows) if name in row.values]
-            mean = np.array([value[0] for _, value in at])
-            ends = np.array([value[1:] for _, value in at]).T
+            at = [(y, _ends(v[name])) for y, v in enumerate(parts.values()) if name in v]
+            mean, *ends = np.array([ends for _, ends in at]).T
             axes.errorbar(
                 mean,
                 [y + shift for y, _ in at],
@@ -123,14 +133,20 @@ def forest(rows: Sequence[Row], *, alt: str, xlabel: str, zero: bool = False) ->
             )
         if zero:
             axes.axvline(0, color=INK, linewidth=0.8)
-        ticks = axes.set_yticks(range(len(rows)), [label(row.label) for row in rows])
-        for tick, row in zip(ticks, rows, strict=True):
-            if not row.values:
-                tick.label1.set_fontweight("bold")
-        axes.set(xlabel=label(xlabel, 70), ylim=(len(rows) - 0.4, -0.6))
+        shown = [f"{label(part, 20)} ({counts[part]:,})" if counts else part for part in parts]
+        axes.set_yticks(range(len(parts)), [label(part) for part in shown])
+        axes.set(xlabel=label(xlabel, 70), ylim=(len(parts) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        return _finish(canvas, alt, legend=len(names) > 1)
+        svg = _finish(axes, alt)
+    columns = [head, *(["Reports"] if counts else []), *names]
+    return Picture(title, svg, columns, rows, title)
+
+
+def _ends(value: Cell) -> tuple[float, ...]:
+    if isinstance(value, tuple):
+        return tuple(math.nan if x is None else x for x in value)
+    return (float(value),) * 3 if isinstance(value, int | float) else (math.nan,) * 3
 
 
 def binned(
@@ -139,7 +155,7 @@ def binned(
     n: int = 25,
     span: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Edges (n + 1,) and the share (percent) of each series in each bin, for `histogram`.
+    """Edges (n + 1,) and the share (percent) of each series in each bin.
 
     Without a span, the bins reach to the 99th percentile and the last one takes what is beyond.
     """
@@ -159,38 +175,39 @@ def binned(
 
 
 def histogram(
-    edges: np.ndarray,
-    shares: Mapping[str, np.ndarray],
+    title: str,
+    series: Mapping[str, Sequence[float] | np.ndarray],
     *,
-    alt: str,
     xlabel: str,
-    ylabel: str = "% of reports",
-) -> Markup:
-    """Outlines over common bins, the first series also filled."""
-    with _style():
-        canvas, axes = _canvas(2.9)
+    span: tuple[float, float] | None = None,
+    of: str = "reports",
+    note: str = "",
+) -> list[Picture]:
+    """Outlines over common bins, the first series also filled; none without values."""
+    edges, shares = binned(series, span=span)
+    if not shares:
+        return []
+    alt = f"{title}: histogram of {', '.join(shares)}; figures in the table."
+    with _axes(alt) as axes:
         axes.grid(axis="y")
         for position, (name, share) in enumerate(shares.items()):
-            shape = look(name, position)
+            color, _, line = look(name, position)
             if position == 0:
-                axes.stairs(share, edges, fill=True, color=shape.color, alpha=0.18)
-            axes.stairs(
-                share,
-                edges,
-                color=shape.color,
-                linestyle=shape.line,
-                linewidth=1.6,
-                label=label(name),
-            )
-        axes.set(xlabel=label(xlabel, 70), ylabel=ylabel, xlim=(edges[0], edges[-1]))
+                axes.stairs(share, edges, fill=True, color=color, alpha=0.18)
+            axes.stairs(share, edges, color=color, linestyle=line, linewidth=1.6, label=label(name))
+        axes.set(xlabel=label(xlabel, 70), ylabel=f"% of {of}", xlim=(edges[0], edges[-1]))
         axes.set_ylim(bottom=0)
-        return _finish(canvas, alt, legend=len(shares) > 1)
+        svg = _finish(axes, alt)
+    rows: list[list[Cell]] = [
+        [f"{low:g} to {high:g}", *(float(share[i]) for share in shares.values())]
+        for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+    ]
+    return [Picture(title, svg, [xlabel, *shares], rows, f"{title}, % of {of}", note=note)]
 
 
 def lines(curves: Mapping[str, Line], *, alt: str, xlabel: str, ylabel: str) -> Markup:
     """Curves over a common axis. Of long ones every k-th point is drawn."""
-    with _style():
-        canvas, axes = _canvas(2.9)
+    with _axes(alt) as axes:
         axes.grid()
         for position, (name, line) in enumerate(curves.items()):
             shape, every = look(name, position), max(1, len(line.x) // 1000)
@@ -206,62 +223,29 @@ def lines(curves: Mapping[str, Line], *, alt: str, xlabel: str, ylabel: str) -> 
                 label=label(name),
             )
         axes.set(xlabel=label(xlabel, 70), ylabel=ylabel)
-        return _finish(canvas, alt, legend=len(curves) > 1)
+        return _finish(axes, alt)
 
 
-def _style() -> AbstractContextManager[None]:
+@contextmanager
+def _axes(alt: str, height: float = 2.9) -> Iterator[Any]:
+    """A place to draw on; its ids, hashed with `alt`, are no other picture's."""
     import matplotlib  # a second to load
+    from matplotlib.figure import Figure
 
-    return matplotlib.rc_context(STYLE)
-
-
-def _canvas(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
-    return canvas, canvas.add_subplot()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": printable(alt)}):
+        yield Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
 
 
-def _finish(canvas: Any, alt: str, *, legend: bool) -> Markup:
-    """The drawing as an SVG element that carries `alt` as its label."""
-    if legend:
-        canvas.legend(loc="outside upper left", ncols=3, borderpad=0, handlelength=2.4)
-    file = io.BytesIO()
+def _finish(axes: Any, alt: str) -> Markup:
+    """The drawing as matplotlib writes it (every text escaped), with `alt` as its label, painted,
+    and without the names of its groups, which all pictures share."""
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.figure.legend(loc="outside upper left", ncols=3, borderpad=0, handlelength=2.4)
+    file = io.StringIO()
     none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():  # a glyph our font lacks: the reader's browser draws the text
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        canvas.savefig(file, format="svg", metadata=none)
-    return _inline(file.getvalue(), alt)
-
-
-def _inline(svg: bytes, alt: str) -> Markup:
-    """matplotlib's file as an element of a page: no prologue, comments, style sheet or size of its
-    own; ids that no other picture has. Parsed and written anew, so that every text is escaped."""
-    root = ElementTree.fromstring(svg)
-    prefix = "p" + hashlib.sha256(svg + alt.encode("utf-8", "replace")).hexdigest()[:8]
-    used = set(
-        re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values()))
-    )
-    for element in root.iter():
-        if element.text and not element.text.strip():
-            element.text = None
-        element.tail = None
-        for child in [c for c in element if c.tag in {f"{{{SVG}}}style", f"{{{SVG}}}metadata"}]:
-            element.remove(child)
-        if element.attrib.get("id") not in used:
-            element.attrib.pop("id", None)
-        for name, value in element.attrib.items():
-            if name == "id":
-                element.set(name, f"{prefix}{value}")
-            elif name in {"clip-path", f"{{{XLINK}}}href"}:
-                element.set(name, value.replace("#", f"#{prefix}"))
-            elif name == "style":
-                value = re.sub(r"#00000\d", lambda found: PAINT[found[0]], value)
-                element.set(name, re.sub(r"font-family: [^;]*; ", "", value))
-    for name in ("width", "height", "version"):
-        root.attrib.pop(name, None)
-    root.set("role", "img")
-    root.set("aria-label", printable(alt))
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+        axes.figure.savefig(file, format="svg", metadata=none)
+    svg = file.getvalue().partition("<svg ")[2].replace('<g id="', '<g class="')
+    svg = re.sub(r"(?<=: )#00000(\d)", lambda found: f"var(--{PAINT[int(found[1]) - 1]})", svg)
+    return Markup(f'<svg role="img" aria-label="{escape(printable(alt))}" {svg}')

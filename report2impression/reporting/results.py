@@ -6,7 +6,6 @@ Figures, ids and settings only. Report text is shown by `show_examples` and by c
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from report2impression.program.errors import ConfigError
+from report2impression.program.files import discard, discard_unfinished, write_file
 from report2impression.program.privacy import for_terminal
 from report2impression.program.terminal import print_table
 from report2impression.reading.pairs import Pair
@@ -35,7 +35,7 @@ LABELS = {"base": "base", "lora": "LoRA"}
 SHOWN_METRICS = (*METRICS, "rougeLsum_split")
 CASES_OF_A_KIND = 5
 PREDICTIONS = "predictions.jsonl"
-PARTIAL = ".partial"  # ends the name of a file that is being written
+FILES = (PREDICTIONS, "report.html", "scores.json", "sample_ids.json", "timing.json", FILE)
 
 
 @contextmanager
@@ -49,20 +49,19 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def open_results(folder: Path) -> None:
-    """Make the folder and try it, before hours of decoding. Raises ConfigError if it cannot be
-    written."""
+    """Make the folder and try it, before hours of decoding; what a killed evaluation left of its
+    files, report text maybe, goes. Raises ConfigError if it cannot be written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        discard_unfinished(*(folder / name for name in FILES))
         with tempfile.TemporaryFile(dir=folder):
             pass
 
 
 def write_json(file: Path, content: Any) -> None:
     """All or nothing. Raises ConfigError if it cannot be written."""
-    temporary = file.with_name(f"{file.name}{PARTIAL}")
     with writing(file.parent):
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, file)
+        write_file(file, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def write_results(
@@ -81,25 +80,19 @@ def write_predictions(
     folder: Path, pairs: Sequence[Pair], texts: Mapping[str, Sequence[str]]
 ) -> None:
     """predictions.jsonl: report text, so only on request and for its owner's eyes alone."""
-    file = folder / PREDICTIONS
-    temporary = file.with_name(f"{file.name}{PARTIAL}")
+    rows = []
+    for i, pair in enumerate(pairs):
+        row = {"id": pair.id, "source": pair.prompt, "reference": pair.impression}
+        rows.append(json.dumps(row | {name: texts[name][i] for name in LABELS}) + "\n")
     with writing(folder):
-        temporary.unlink(missing_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w", encoding="utf-8") as lines:
-            for i, pair in enumerate(pairs):
-                row = {"id": pair.id, "source": pair.prompt, "reference": pair.impression}
-                row |= {name: texts[name][i] for name in LABELS}
-                lines.write(json.dumps(row) + "\n")
-        os.replace(temporary, file)
+        write_file(folder / PREDICTIONS, "".join(rows).encode())
 
 
 def remove_predictions(folder: Path) -> None:
-    """Those of an evaluation before this one, whole or half-written: they are not of these scores,
-    and no text stays that was not asked for."""
+    """Those of an evaluation before this one: they are not of these scores, and no text stays that
+    was not asked for."""
     with writing(folder):
-        for name in (PREDICTIONS, f"{PREDICTIONS}{PARTIAL}"):
-            (folder / name).unlink(missing_ok=True)
+        discard(folder / PREDICTIONS)
 
 
 def write_report(

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from report2impression.reporting.pages import Run
-
 LITTLE = frozenset(
     (
         *("a", "an", "and", "are", "as", "at", "be", "been", "by", "for", "from", "has", "have"),
@@ -26,6 +24,14 @@ EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 LIST_NUMBER = re.compile(r"\d{1,2}[.)]")
 
 Mark = tuple[int, int, str]  # [start, end) in characters, and what is wrong there
+
+
+class Run(NamedTuple):
+    """Words marked alike: kind is "", "source", "unsupported" or "omitted"; `tag` says more."""
+
+    text: str
+    kind: str = ""
+    tag: str = ""
 
 
 class Word(NamedTuple):

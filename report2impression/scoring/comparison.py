@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.scoring.baselines import BASELINES, explained
 from report2impression.scoring.describe import Strata, by_group, by_length, by_training, describe
-from report2impression.scoring.guard_rails import Limits, guard_rails
+from report2impression.scoring.guard_rails import Limits, guard_rails, of_scores
 from report2impression.scoring.records import Records
 from report2impression.scoring.rouge_bleu import (
     ALL_METRICS,
@@ -100,12 +100,14 @@ def compare(
         for kind, strata in _strata(inputs).items()
         if ours
     }
+    texts = {name: inputs.outputs[name] for name in ours}
     figures["guard_rails"] = guard_rails(
-        {name: inputs.outputs[name] for name in ours},
+        texts,
         inputs.sources,
         brevity_penalties={n: one.bleu_score().brevity_penalty for n, one in ours.items()},
         limits=inputs.limits,
     )
+    figures["guard_rails"] += of_scores(ours, inputs.references, texts)
     texts = {**inputs.outputs, "reference": inputs.references}
     figures["describe"] = {name: describe(text, inputs.sources) for name, text in texts.items()}
     figures["signature"] = signature(stemmer)

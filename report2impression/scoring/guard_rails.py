@@ -4,13 +4,17 @@ A guard rail is {"name", "system", "value", "message"}; a healthy evaluation has
 counts and flags, never text.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from report2impression.scoring.describe import loops, n_equal
+from report2impression.scoring.rouge_bleu import Statistics
 
 LEAST_BREVITY_PENALTY = 0.8
+MANY_SHORT = 0.5  # share of outputs that have no run of four words
+ROUGE_SEES = re.compile("[a-z0-9]", re.IGNORECASE | re.ASCII)
 Rail = dict[str, Any]
 
 
@@ -111,6 +115,42 @@ def of_outputs(
             told = f"{count:,} of {n:,} outputs of {system} {what}: {remedy}"
             rails.append(_rail(name, system, count, told))
     return rails
+
+
+def of_scores(
+    statistics: Mapping[str, Statistics],
+    references: Sequence[str],
+    outputs: Mapping[str, Sequence[str]],
+) -> list[Rail]:
+    """Figures that do not apply: ROUGE sees only a-z and digits, BLEU needs four words in a row."""
+    n, rails = len(references), []
+    for name, texts in {"reference": references, **outputs}.items():
+        count = sum(bool(text.strip()) and not ROUGE_SEES.search(text) for text in texts)
+        if count:
+            told = (
+                f"{count:,} of {n:,} {_texts_of(name)} have no letter a-z and no digit, all that "
+                "ROUGE sees: their ROUGE is 0 by definition; read BLEU, and the texts"
+            )
+            rails.append(_rail("not_for_rouge", name, count, told))
+    for system in outputs:
+        n_short = int((statistics[system].bleu[:, -1] == 0).sum())  # no run of four words
+        if n_short == n:
+            told = (
+                f"no output of {system} has 4 words: BLEU is 0 by definition, whatever they say; "
+                "read ROUGE"
+            )
+            rails.append(_rail("not_for_bleu", system, n_short, told))
+        elif n_short >= MANY_SHORT * n:
+            told = (
+                f"{n_short:,} of {n:,} outputs of {system} have fewer than 4 words and no part in "
+                "BLEU's longest runs: read ROUGE beside it"
+            )
+            rails.append(_rail("not_for_bleu", system, n_short, told))
+    return rails
+
+
+def _texts_of(name: str) -> str:
+    return "references" if name == "reference" else f"outputs of {name}"
 
 
 def _rail(name: str, system: str, value: float, message: str) -> Rail:
