@@ -30,6 +30,8 @@ demo: .venv/installed
 	$(BIN)/python -m report2impression synthetic --output_dir runs/demo/data
 	$(LAUNCH) train_loop.py --config recipes/demo.toml
 	$(BIN)/python eval.py --cpu --adapter runs/demo/adapter --data.path runs/demo/data --n 1000 --show_text 3
+	@echo "next, your own reports:  accelerate launch train_loop.py --data.path DIR --output_dir RUN"
+	@echo "next, one more report:   python extract.py --adapter runs/demo/adapter < report.txt"
 
 serve: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[serve]"
@@ -56,14 +58,24 @@ coverage: .venv/installed-dev
 mutation: .venv/installed-dev
 	$(BIN)/python -m bench.reliability.mutation
 
-# Rebuilds assets/tiny_base from nothing (about 20 minutes on 2 cores).
+# Rebuilds assets/tiny_base from nothing; the same command again goes on where it was stopped
+# (docs/tiny_base.md: how it was found, how long it takes).
+BASE := runs/tiny_base
+SYNTHETIC := $(BIN)/python -m report2impression synthetic --without_seeds '[0,1,2]'
+
 tiny-base: .venv/installed
-	rm -rf runs/tiny_base
-	$(BIN)/python -m report2impression synthetic --output_dir runs/tiny_base/data --n_train 12000 --seed 1
-	$(BIN)/python -m report2impression new-base --data.path runs/tiny_base/data --output_dir runs/tiny_base/untrained \
+	test -e $(BASE)/words/test.jsonl || \
+		$(SYNTHETIC) --output_dir $(BASE)/words --n_train 12000 --seed 1000
+	test -e $(BASE)/data_1/test.jsonl || \
+		$(SYNTHETIC) --output_dir $(BASE)/data_1 --n_train 200000 --seed 1001
+	test -e $(BASE)/data_2/test.jsonl || \
+		$(SYNTHETIC) --output_dir $(BASE)/data_2 --n_train 128000 --seed 1002
+	test -e $(BASE)/untrained || $(BIN)/python -m report2impression new-base \
+		--data.path $(BASE)/words --output_dir $(BASE)/untrained \
 		--d_model 192 --d_ff 512 --d_kv 32 --n_heads 6 --n_layers 3 --vocab_size 1200
 	$(LAUNCH) train_loop.py --config recipes/tiny_base.toml
-	rm -rf assets/tiny_base && cp -r runs/tiny_base/model assets/tiny_base
+	$(LAUNCH) train_loop.py --config recipes/tiny_base_2.toml
+	rm -rf assets/tiny_base && cp -r $(BASE)/run_2/model assets/tiny_base
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
