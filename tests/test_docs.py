@@ -26,6 +26,7 @@ SETTINGS = {
     "eval.py": "EvalConfig",
     "extract.py": "ExtractConfig",
     "report2impression/extracting/export.py": "ExportConfig",
+    "report2impression/serving/serve.py": "ServeConfig",
     "report2impression/weights/new_base.py": "NewBaseConfig",
 }
 PARSERS = ("parse", "start", "auto_cli")  # what builds a program's settings from its command line
@@ -141,7 +142,9 @@ def wrong_in(command: list[str]) -> list[str]:
     if argv[:2] == ["-m", "report2impression"]:
         return of_command(argv[2:])
     if argv[:1] == ["-m"]:
-        return of_file(argv[1].replace(".", "/") + ".py", argv[2:])
+        place = argv[1].replace(".", "/")
+        is_folder = (ROOT / place).is_dir()
+        return of_file(f"{place}/__main__.py" if is_folder else f"{place}.py", argv[2:])
     return of_file(argv[0], argv[1:]) if argv else []
 
 
