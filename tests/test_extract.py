@@ -16,17 +16,21 @@ import pytest
 import eval as evaluation
 import extract
 from report2impression import Extractor
+from report2impression.batching.tokens import tokenise
+from report2impression.decoding.generate import generate, to_text
+from report2impression.decoding.options import DecodingConfig
 from report2impression.extracting import extraction, outputs
 from report2impression.extracting.reports import Columns, Report, findings_of
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.licence import MIMIC_III, write_mark
 from report2impression.reading.sections import places_of, text_of
-from report2impression.runs.evaluation import EvalConfig
+from report2impression.runs.evaluation import BaseConfig, EvalConfig
+from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 from tests.leaks import FIELDS, Canaries, canaries
 from tests.programs import forked
-from tests.tiny import Tiny, one_line, rows_of
+from tests.tiny import ROOT, Tiny, one_line, rows_of
 
 SHORT: dict[str, Any] = {"max_new_tokens": 12}
 
@@ -493,3 +497,47 @@ def test_no_report_no_impression(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("IMPRESSION: none")
     with pytest.raises((DataError, SystemExit)):
         extract.main([f"--adapter={trained / 'adapter'}", f"--input={tmp_path / 'x.txt'}", "--cpu"])
+
+
+# --- any trained model beside any base
+
+
+def test_a_whole_model_is_compared_with_a_base_of_another_vocabulary(
+    tiny: Tiny, trained: Path
+) -> None:
+    recipe = tiny.recipe(trained, model=ModelConfig(path=str(tiny.talkative)))
+    other = ROOT / "assets" / "tiny_base"
+    flags: dict[str, Any] = {"n": 3, "cpu": True, "max_new_tokens": 6}
+    both = [
+        evaluation.generate_both(
+            EvalConfig(adapter=str(trained / "model"), model=base, **flags), recipe
+        )
+        for base in (BaseConfig(), BaseConfig(path=str(other)))
+    ]
+    assert both[0].texts["lora"] == both[1].texts["lora"]
+    assert both[0].texts["base"] != both[1].texts["base"]
+    tokenizer, base = load_tokenizer(str(other)), load_base(ModelConfig(path=str(other)))
+    texts = [recipe.data.prefix + pair.prompt for pair in both[1].sample.pairs]
+    source = tokenise(texts, tokenizer, max_tokens=recipe.data.max_source_tokens)
+    alone = generate(base, source, DecodingConfig(max_new_tokens=6))
+    assert both[1].texts["base"] == to_text(tokenizer, [output.ids for output in alone])
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "text", "fhir"])
+def test_structures_come_in_every_format(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"impression": "no fracture"}\n{"impression": 3}\n')
+    flags = [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out'}"]
+    extract.main(["--structure_only", f"--format={kind}", *flags])
+    (file,) = (tmp_path / "out").iterdir()
+    assert [*outputs.done_ids(file, kind)] == ["in-0", "in-1"]  # type: ignore[arg-type]
+
+
+def test_every_record_is_valid(extractor: Extractor, tiny: Tiny) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(Path(extraction.__file__).with_name("impression.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    texts = [{"text": text, "id": str(i)} for i, (text, _) in enumerate(HOSTILE)]
+    notes = sorted((ROOT.parent / "shared/data/mtsamples/raw_radiology").glob("*.txt"))
+    rows = [*texts, *rows_of(tiny), *({"text": note.read_text()} for note in notes[:10])]
+    for found in extractor(rows):
+        validator.validate(json.loads(json.dumps(found.as_json())))
