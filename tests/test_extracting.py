@@ -342,7 +342,7 @@ def test_fhir_tells_the_acr_category_only_if_asked() -> None:
 def test_the_bench_reads_the_grammar_right(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench.structure.__main__ import main
+    from bench.structure import main
 
     monkeypatch.setattr("sys.argv", ["structure", "--n", "100"])
     main()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.structure import grammar
-from bench.structure.labels import Labelled, impressions, labelled
-from bench.structure.matching import ADVICE, FIELDS, Tally, judge_advice, judge_findings
+from bench.structured import grammar
+from bench.structured.labels import Labelled, impressions, labelled
+from bench.structured.matching import ADVICE, FIELDS, Tally, judge_advice, judge_findings
 from report2impression.corpora.synthetic import generate
 from report2impression.extracting.items import structure
 from report2impression.program.config import parse

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.structure.matching import Label
+from bench.structured.matching import Label
 
 LABELS = Path(__file__).with_name("labels.jsonl")
 
@@ -33,8 +33,9 @@ class Labelled:
 
 def labelled(folder: Path) -> list[Labelled]:
     """The labelled impressions of which the folder has the text."""
-    texts = {_sha256(text): text for text in _texts(folder)}
-    lines = map(json.loads, LABELS.read_text(encoding="utf-8").splitlines())
+    lines = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+    every = [*_texts(folder), *_of_notes(folder, lines)]
+    texts = {_sha256(text): text for text in every}
     return [_labelled(line, texts[line["sha256"]]) for line in lines if line["sha256"] in texts]
 
 
@@ -47,6 +48,15 @@ def impressions(file: Path) -> list[str]:
 def _texts(folder: Path) -> Iterator[str]:
     for file in sorted(folder.glob("*.jsonl")):
         yield from impressions(file)
+
+
+def _of_notes(folder: Path, lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Impressions that are parts of a whole note: its characters [start, end), a line each."""
+    for line in lines:
+        file = next(folder.glob(f"*/{line['id']}.txt"), None)
+        if file and "parts" in line:
+            note = file.read_text(encoding="utf-8")
+            yield "\n".join(note[start:end] for start, end in line["parts"])
 
 
 def _sha256(text: str) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from bench.structure.matching import FIELDS, Label
+from bench.structured.matching import FIELDS, Label
 from report2impression.corpora.synthetic import CHANGES, SLOTS, studies
 
 NAMES = (
