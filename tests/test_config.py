@@ -355,6 +355,7 @@ def test_round_trip(built, folder):
     path = folder / "new" / "config.toml"
     config.save(built, path)
     assert config.load(Train, path) == built
+    assert path.stat().st_mode & 0o777 == 0o600 and list(path.parent.iterdir()) == [path]
 
 
 def test_saved_none_is_left_out_unless_the_default_is_a_value(tmp_path):

@@ -95,7 +95,14 @@ def test_a_finished_run_says_so_and_how_to_begin_again(
         assert "finished" in (told := capsys.readouterr().out) and "--fresh" in told
         assert everything(folder) == before and status(folder)["code"] == 0
     (folder / "evaluation").mkdir()
+    left = ("adapter.partial", "adapter.old", "evaluation.old", "curves.png.partial")
+    for name in left:
+        (folder / name).mkdir()
+    (folder / ".tmp-config.toml-12").write_text("")
+    (folder / "mine.old").write_text("")
     train_loop.main([*flags(tiny, folder), "--fresh"])
+    assert not [name for name in (*left, ".tmp-config.toml-12") if (folder / name).exists()]
+    assert (folder / "mine.old").exists()
     assert not (folder / "evaluation").exists()
     assert bits(folder) == bits(whole)
     train_loop.main([*flags(tiny, folder), "--config", str(folder / "config.toml")])

@@ -22,6 +22,7 @@ import jsonargparse
 import tomli_w
 
 from report2impression.program.errors import ConfigError
+from report2impression.program.files import write_file
 
 T = TypeVar("T")
 Fields = dict[str, Any]  # dotted name -> type: {"epochs": int, "data": Data, "data.path": str}
@@ -70,9 +71,10 @@ def load(cls: type[T], path: str | Path) -> T:
 
 
 def save(config: object, path: Path) -> None:
-    """Write `config` as TOML that `load` and `--config` read back to an equal object."""
+    """Write `config` as TOML that `load` and `--config` read back to an equal object,
+    whole or not at all, for its owner only. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(_nulls(_table(config))), encoding="utf-8")
+    write_file(path, tomli_w.dumps(_nulls(_table(config))).encode())
 
 
 def _fields(cls: type[Any], prefix: str = "") -> Fields:

@@ -8,7 +8,6 @@ RUN/exit_status.json    how the last run there ended: launchers change exit code
 import fcntl
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from report2impression.runs.recipe import TrainConfig
 
 RESULTS = ("adapter", "model", "evaluation", "curves.png")  # what a run leaves in its folder
 STATUS, CHECKPOINTS = "exit_status.json", "checkpoints"
+FILES = ("config.toml", "metrics.jsonl", "curves.png", STATUS)
 # Settings that may differ when a run goes on: they change where things lie, what is told, how
 # often is saved, or (with the reports per step, compared for themselves) only how a step is cut.
 FREE = {
@@ -260,7 +260,8 @@ def open_run_folder(folder: Path, config: TrainConfig, *, goes_on: bool = False)
 
     Raises ConfigError if it cannot be written, or if the run would remove its own input.
     """
-    old = [folder / name for name in RESULTS]
+    endings = ("", ".partial", ".old")  # the last two are a killed run's
+    old = [folder / f"{name}{ending}" for name in RESULTS for ending in endings]
     for path in (config.model.path, config.data.path, *config.data.mix):
         used = Path(path).expanduser().resolve()
         if any(used.is_relative_to(result.resolve()) for result in old):
@@ -274,10 +275,8 @@ def open_run_folder(folder: Path, config: TrainConfig, *, goes_on: bool = False)
             durable.clean(folder / CHECKPOINTS, everything=True)
             (folder / STATUS).unlink(missing_ok=True)
             for result in old:
-                if result.is_dir():
-                    shutil.rmtree(result)
-                else:
-                    result.unlink(missing_ok=True)
+                files.discard(result)
+        files.discard_unfinished(*(folder / name for name in FILES))
         save(config, folder / "config.toml")
     except OSError as error:
         raise _unusable(folder, error) from None

@@ -60,7 +60,7 @@ class Tracker:
         self._epoch = [0.0, 0.0]
         self._clock, self._tokens = time.perf_counter(), 0
         if enabled and not goes_on:
-            (folder / "metrics.jsonl").write_text("")  # a run folder holds one run
+            write_file(folder / "metrics.jsonl", b"")  # a run folder holds one run
 
     def step(
         self, loss_sum: Tensor, n_labels: int, n_tokens: int, finite: Tensor, **figures: Any
