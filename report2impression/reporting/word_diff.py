@@ -11,6 +11,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 LITTLE = frozenset(
@@ -100,19 +101,17 @@ def omitted_runs(reference: str, output: str) -> list[Run]:
 def _runs(own: Sequence[Word], kinds: dict[int, tuple[str, str]]) -> list[Run]:
     """Neighbours of one kind together; the blanks between two runs belong to the unmarked one or
     stand alone, so that no mark ends in a blank."""
-    runs: list[Run] = []
+    found: list[tuple[str, str]] = []
     for position, word in enumerate(own):
         kind = kinds.get(word.start)
         if kind is None:  # says nothing by itself: marked only between two words marked alike
-            before = (runs[-1].kind, runs[-1].tag) if runs else ("", "")
+            before = found[-1] if found else ("", "")
             after = next((kinds[w.start] for w in own[position:] if w.start in kinds), ("", ""))
             kind = before if before == after else ("", "")
-        if runs and (runs[-1].kind, runs[-1].tag) == kind:
-            runs[-1] = Run(runs[-1].text + word.text, *kind)
-        else:
-            runs.append(Run(word.text, *kind))
-    tidy: list[Run] = []
-    for run in runs:
-        bare = run.text.rstrip()
-        tidy += [run] if not run.kind else [run._replace(text=bare), Run(run.text[len(bare) :])]
-    return [run for run in tidy if run.text]
+        found.append(kind)
+    runs: list[Run] = []
+    for kind, group in groupby(zip(found, own, strict=True), key=lambda item: item[0]):
+        text = "".join(word.text for _, word in group)
+        bare = text.rstrip() if kind[0] else text
+        runs += [Run(bare, *kind), Run(text[len(bare) :])]
+    return [run for run in runs if run.text]
