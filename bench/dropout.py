@@ -63,7 +63,11 @@ def losses(config: DropoutConfig) -> dict[str, Losses]:
     """Of each engine, in turn, n of them."""
     rounded = round(256 * config.p) / 256
     draw = np.random.default_rng(config.seed)
-    batch = [tuple(draw.integers(1, VOCABULARY, n).astype(np.int32) for n in x) for x in LENGTHS]
+
+    def tokens(n: int) -> NDArray[np.int32]:
+        return draw.integers(1, VOCABULARY, n).astype(np.int32)
+
+    batch = [(tokens(n_source), tokens(n_target)) for n_source, n_target in LENGTHS]
     padded = collate_padded(batch, pad_id=0)
     packed = collate_packed(batch, start_id=0, pad_id=0, cut=True)
     fast = FastEngine(copy.deepcopy(acting_adapter(config, config.p)), torch.float32)
@@ -93,7 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {name: of(sample) for name, sample in losses(config).items()}
     mean, error, spread, spread_error = found["fast"]
-    rows, result = [], {"p": config.p, "n": config.n}
+    rows: list[list[str]] = []
+    result: dict[str, object] = {"p": config.p, "n": config.n}
     for name, (m, e, s, se) in found.items():
         z_mean, z_spread = (
             (mean - m) / np.hypot(error, e),

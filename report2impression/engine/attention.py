@@ -230,7 +230,8 @@ def _sdpa(
     q: Tensor, kv: Sequence[Tensor], queries: Sequence[Grid], biases: Sequence[Tensor], p: float
 ) -> Tensor:
     """The same by torch's fused attention (memory-efficient kernel on CUDA)."""
-    parts = zip(_cut(q, queries), kv or [None] * len(queries), queries, biases, strict=True)
+    keys: Sequence[Tensor | None] = kv or [None] * len(queries)
+    parts = zip(_cut(q, queries), keys, queries, biases, strict=True)
     outs = [_one_sdpa(*part, p) for part in parts]
     return torch.cat(outs) if len(outs) > 1 else outs[0]
 
