@@ -1,7 +1,7 @@
 """report2impression: fine-tune T5 with LoRA on radiology reports, and use what was trained.
 
 Floors, each importing lower ones only (docs/architecture.md):
-training, extracting | runs | decoding, audit | batching, weights, reporting, corpora |
+serving | training, extracting | runs | decoding, audit | batching, weights, reporting, corpora |
 reading, scoring | engine, program
 
 Importing it sends nothing and loads nothing heavy: the libraries' telemetry is off before any of
