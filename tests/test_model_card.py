@@ -16,7 +16,7 @@ from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model
 from report2impression.weights.tokenizer import load_tokenizer
 from tests.programs import ForkServer
-from tests.tiny import ROOT, Tiny
+from tests.tiny import Tiny
 
 LOSS = """
 labels = tokenizer("no acute disease", return_tensors="pt").input_ids
@@ -106,12 +106,6 @@ def test_the_code_for_an_adapter_gives_the_loss_of_the_model(
     save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
     card = write(tmp_path / "adapter", **config)
     check(libraries, card, tmp_path / "adapter", model, load_tokenizer(str(tiny.talkative)))
-
-    readme = (ROOT / "README.md").read_text()
-    use = readme.partition("\n## Use\n")[2].replace("BASE", repr(str(tiny.talkative)))
-    code = code_of(use.replace('"RUN/adapter"', "FOLDER"), tmp_path / "adapter")
-    fresh = libraries.run("-c", code)
-    assert fresh.code == 0, fresh.stderr
 
 
 def test_the_code_for_a_model_stored_in_half_gives_its_loss(

@@ -83,7 +83,8 @@ class _Reports:
                 f"{self._name}: {self._n_several:,} of {self._n:,} reports have several "
                 "impressions; the last one counts"
             )
-        recurring = [(title, n) for title, n in self._titles.most_common(SHOWN) if n >= LEAST]
+        ranked = sorted(self._titles.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
+        recurring = [(title, n) for title, n in ranked if n >= LEAST]
         if recurring and self._n_lacking >= MANY_LACKING * self._n:
             named = ", ".join(f"{title} ({n:,})" for title, n in recurring)
             notes.append(
