@@ -174,8 +174,8 @@ def test_cross_entropy_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_path_for_cuda_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fused(q: Any, kv: Any, queries: Any, bias: Any, drop: Any) -> Tensor:
-        return fast_attention._sdpa(q, kv, queries, bias, 0.0)
+    def fused(q: Any, kv: Any, queries: Any, keys: Any, bias: Any, drop: Any) -> Tensor:
+        return fast_attention._sdpa(q, kv, queries, keys, bias, 0.0)
 
     monkeypatch.setattr("report2impression.engine.blocks.attention", fused)
     assert_equal_to_hf(adapted_t5(), [(9, 15), (30, 4), (1, 1)], multiple=128)
@@ -379,7 +379,7 @@ SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim
 USUAL = [(30 + 3 * i, 8 + i) for i in range(16)]  # (source, target) tokens of a micro-batch
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1399), (torch.bfloat16, 1399)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1520), (torch.bfloat16, 1530)])
 def test_a_micro_step_of_t5_small_takes_few_operations_and_no_sync(
     dtype: torch.dtype, most: int
 ) -> None:

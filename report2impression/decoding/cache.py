@@ -262,7 +262,7 @@ def next_hidden(cache: Cache, ids: Tensor) -> Tensor:
         by_segment = [_attend(q, s.kv[2 * i], s.kv[2 * i + 1], padding) for q, s, padding in parts]
         update = block.cross_o(step, torch.cat(by_segment))
         x, normed = add_norm(x, update, block.norms[-1], step.drop)
-        update = block.wo(step, block.activated(block.wi(step, normed), step.drop))
+        update = block.wo(step, block.activated(block.wi(step, normed)))
     cache.column += 1
     hidden = add_norm(x, update, decoder.decoder.final_norm, step.drop)[1]
     return hidden if decoder.scale == 1 else hidden * decoder.scale

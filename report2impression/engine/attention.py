@@ -23,83 +23,62 @@ class Grid:
         self.rows, self.slots, self.n_heads = rows, slots, n_heads
         self.shape = slots.shape
         length = slots.shape[1]
-        in_others = length * (n_heads - 1)
-        self._first_head = torch.add(rows, rows // length, alpha=in_others)  # b * H * S + s
+        self._first_head = rows + rows // length * (length * (n_heads - 1))  # b * H * S + s
         self._gather: dict[int, Tensor] = {}
         self._scatter: dict[int, Tensor] = {}
-        self._spread: Tensor | None = None
 
     def gather(self, parts: int) -> Tensor:
         """Rows of packed.view(-1, K), packed (N, parts * H * K), in the order (parts, B, H, S)."""
         if parts not in self._gather:
-            offset = _offsets(parts, self.n_heads, self.n_heads, self.rows.device)
-            token, offset = self.slots[None, :, None], offset[:, None, :, None]
-            rows = torch.add(offset, token, alpha=parts * self.n_heads)
-            self._gather[parts] = rows.view(-1)
+            offset = _offsets(parts, self.n_heads, self.n_heads, 1, self.rows.device)
+            token = self.slots * (parts * self.n_heads)
+            self._gather[parts] = (token[None, :, None] + offset[:, None, :, None]).view(-1)
         return self._gather[parts]
 
     def scatter(self, parts: int) -> Tensor:
         """Rows of padded.view(-1, K), padded (parts, B, H, S, K), in the order (N, parts, H)."""
         if parts not in self._scatter:
             (n, length), heads = self.shape, self.n_heads
-            offset = _offsets(parts, heads, n * heads, self.rows.device)
-            rows = torch.add(self._first_head[:, None, None], offset, alpha=length)
-            self._scatter[parts] = rows.view(-1)
+            offset = _offsets(parts, heads, n * heads * length, length, self.rows.device)
+            self._scatter[parts] = (self._first_head[:, None, None] + offset).view(-1)
         return self._scatter[parts]
-
-    def spread(self, packed: Tensor) -> Tensor:
-        """(N, H * K) -> (B * H, S, K), zero in padding; the next call fills the same memory."""
-        width = packed.shape[1] // self.n_heads
-        if self._spread is None:
-            n, length = self.shape
-            self._spread = packed.new_zeros(n * self.n_heads, length, width)
-        self._spread.view(-1, width).index_copy_(0, self.scatter(1), packed.view(-1, width))
-        return self._spread
 
 
 @lru_cache(maxsize=1024)
-def _offsets(parts: int, heads: int, step: int, device: torch.device) -> Tensor:
-    """part * step + head, (parts, heads)."""
+def _offsets(parts: int, heads: int, step: int, head_step: int, device: torch.device) -> Tensor:
+    """part * step + head * head_step, (parts, heads)."""
     part = torch.arange(parts, device=device)[:, None] * step
-    return part + torch.arange(heads, device=device)
+    return part + torch.arange(heads, device=device) * head_step
 
 
 def attention(
     q: Tensor,
-    kv: Sequence[Tensor],
+    kv: Tensor | None,
     queries: Sequence[Grid],
+    keys: Sequence[Grid],
     biases: Sequence[Tensor],
     drop: Dropout,
 ) -> Tensor:
     """T5 attention (no 1/sqrt(K)) of packed tokens, dropout on the probabilities.
 
-    Self-attention: q = (N, 3 H K) holds queries, keys and values, kv is empty. Cross-attention: q =
-    (N, H K), kv = (2, B * H, S, K) of each grid (`padded_memory`). The grids hold the tokens one
-    after the other; bias (B * H, T or 1, S) of each is added to its scores -> (N, H K).
+    Self-attention: q = (N, 3 H K) holds queries, keys and values, kv is none. Cross-attention: q =
+    (N, H K), kv = (N_source, 2 H K). The grids hold the tokens one after the other; bias (B * H, T
+    or 1, S) of each is added to its scores -> (N, H K).
     """
     if q.is_cuda or torch.compiler.is_compiling():
-        return _sdpa(q, kv, queries, biases, drop.p if drop.on else 0.0)
+        return _sdpa(q, kv, queries, keys, biases, drop.p if drop.on else 0.0)
     masks = [
-        drop.mask(len(bias), of.shape[1], bias.shape[2])
-        for bias, of in zip(biases, queries, strict=True)
+        drop.mask(len(bias), of.shape[1], to.shape[1])
+        for bias, of, to in zip(biases, queries, keys, strict=True)
     ]
-    return _Attention.apply(q, queries, biases, masks, drop.scale if drop.on else 1.0, *kv)
+    return _Attention.apply(q, kv, queries, keys, biases, masks, drop.scale if drop.on else 1.0)
 
 
-def padded_memory(kv: Tensor, grids: Sequence[Grid], n_layers: int) -> list[Sequence[Tensor]]:
-    """Keys and values of the source for all L layers, (N, 2 L H K) -> for each layer (2, B * H, S,
-    K) of each grid."""
-    if torch.compiler.is_compiling():  # it cannot trace the other
-        parts = zip(_cut(kv, grids), grids, strict=True)
-        padded = [x for part, grid in parts for x in pad(part, grid, 2 * n_layers).split(2)]
-    else:
-        padded = _PaddedMemory.apply(kv, grids, n_layers)
-    return [padded[layer::n_layers] for layer in range(n_layers)]
-
-
-def _cut(packed: Tensor, grids: Sequence[Grid]) -> Sequence[Tensor]:
-    """The tokens of each grid, views."""
-    return packed.split([len(grid.rows) for grid in grids]) if len(grids) > 1 else [packed]
+def _cut(packed: Tensor | None, grids: Sequence[Grid]) -> Sequence[Any]:
+    """The tokens of each grid, views; none of each if there are none."""
+    if packed is None or len(grids) == 1:
+        return [packed] * len(grids)
+    return packed.split([len(grid.rows) for grid in grids])
 
 
 def pad(packed: Tensor, grid: Grid, parts: int) -> Tensor:
@@ -119,25 +98,6 @@ def _unpad(padded: Tensor, grid: Grid, parts: int, out: Tensor | None = None) ->
     return torch.index_select(rows, 0, grid.scatter(parts), out=out.view(-1, width))
 
 
-class _PaddedMemory(torch.autograd.Function):
-    """Each way one gather for all layers together; padding has no gradient, and none is looked
-    at."""
-
-    @staticmethod
-    def forward(ctx: Any, kv: Tensor, grids: Sequence[Grid], n_layers: int) -> tuple[Tensor, ...]:
-        ctx.grids, ctx.n_layers, ctx.shape = grids, n_layers, kv.shape
-        parts = zip(_cut(kv, grids), grids, strict=True)
-        return tuple(x for part, grid in parts for x in pad(part, grid, 2 * n_layers).split(2))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad_kv, n = grads[0].new_empty(ctx.shape), ctx.n_layers
-        for i, (part, grid) in enumerate(zip(_cut(grad_kv, ctx.grids), ctx.grids, strict=True)):
-            _unpad(torch.cat(grads[i * n : (i + 1) * n]), grid, 2 * n, part)
-        return grad_kv, None, None
-
-
 class _Attention(torch.autograd.Function):
     """For a CPU: torch's fused attention falls back to slower code there once dropout is on."""
 
@@ -145,32 +105,37 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any,
         q: Tensor,
+        kv: Tensor | None,
         queries: Sequence[Grid],
+        keys: Sequence[Grid],
         biases: Sequence[Tensor],
         masks: Sequence[Tensor | None],
         scale: float,
-        *kv: Tensor,
     ) -> Tensor:
-        out = q.new_empty(len(q), q.shape[1] if kv else q.shape[1] // 3)
-        parts = zip(_cut(q, queries), kv or [None] * len(queries), _cut(out, queries), strict=True)
-        saved: list[Tensor] = []
-        for grid, part, bias, mask in zip(queries, parts, biases, masks, strict=True):
-            saved += _one_forward(*part, grid, bias, mask, scale)
+        is_self = kv is None
+        out = q.new_empty(len(q), q.shape[1] // 3 if is_self else q.shape[1])
+        grids = list(zip(queries, keys, strict=True))
+        parts = zip(_cut(q, queries), _cut(kv, keys), _cut(out, queries), strict=True)
+        saved: list[Tensor | None] = []
+        for (to, of), part, bias, mask in zip(grids, parts, biases, masks, strict=True):
+            saved += _one_forward(*part, to, of, bias, mask, scale)
         ctx.save_for_backward(*saved)
-        ctx.queries, ctx.is_self, ctx.scale = queries, not kv, scale
+        ctx.grids, ctx.is_self, ctx.scale = grids, is_self, scale
+        ctx.n_keys = len(q if kv is None else kv)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys = zip(*ctx.grids, strict=True)
         g = g.contiguous()
-        grad_q = g.new_empty(len(g), g.shape[1] * (3 if ctx.is_self else 1))
-        grad_kv: list[Tensor | None] = []
-        parts = zip(_cut(g, ctx.queries), _cut(grad_q, ctx.queries), strict=True)
-        for i, (grid, part) in enumerate(zip(ctx.queries, parts, strict=True)):
-            saved = ctx.saved_tensors[5 * i : 5 * i + 5]
-            grad_kv.append(_one_backward(saved, *part, grid, ctx.scale, is_self=ctx.is_self))
-        return grad_q, None, None, None, None, *([] if ctx.is_self else grad_kv)
+        n, width = g.shape
+        grad_q = g.new_empty(n, 3 * width if ctx.is_self else width)
+        grad_kv = None if ctx.is_self else g.new_empty(ctx.n_keys, 2 * width)
+        parts = zip(_cut(g, queries), _cut(grad_q, queries), _cut(grad_kv, keys), strict=True)
+        for i, ((to, of), part) in enumerate(zip(ctx.grids, parts, strict=True)):
+            _one_backward(ctx.saved_tensors[6 * i : 6 * i + 6], *part, to, of, ctx.scale)
+        return grad_q, grad_kv, None, None, None, None, None
 
 
 def _one_forward(
@@ -178,42 +143,47 @@ def _one_forward(
     kv: Tensor | None,
     out: Tensor,
     queries: Grid,
+    keys: Grid,
     bias: Tensor,
     mask: Tensor | None,
     scale: float,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """Fills `out` for the tokens of one grid -> what its backward needs."""
-    padded_q, k, v = _padded(q, kv, queries)
+    if kv is None:
+        padded_q, k, v = pad(q, queries, 3)
+    else:
+        (padded_q,), (k, v) = pad(q, queries, 1), pad(kv, keys, 2)
     probabilities = torch.baddbmm(bias, padded_q, k.transpose(1, 2)).softmax(-1)
     dropped = probabilities if mask is None else probabilities * mask
     mixed = torch.baddbmm(padded_q, dropped, v, beta=0, alpha=scale)  # beta 0: scale * product
     _unpad(mixed, queries, 1, out)
-    return [padded_q, k, v, probabilities, dropped]
-
-
-def _padded(q: Tensor, kv: Tensor | None, queries: Grid) -> Sequence[Tensor]:
-    """Queries (B * H, T, K), keys and values (B * H, S, K) of one grid."""
-    return pad(q, queries, 3).unbind() if kv is None else (pad(q, queries, 1)[0], *kv.unbind())
+    return [padded_q, k, v, probabilities, None if mask is None else dropped, mixed]
 
 
 def _one_backward(
-    saved: Sequence[Tensor],
+    saved: Sequence[Tensor | None],
     g: Tensor,
     grad_q: Tensor,
+    grad_kv: Tensor | None,
     queries: Grid,
+    keys: Grid,
     scale: float,
-    *,
-    is_self: bool,
-) -> Tensor | None:
-    """Fills grad_q for the tokens of one grid -> the gradient of its kv, if q does not hold it.
+) -> None:
+    """Fills the gradients for the tokens of one grid.
 
-    With P = softmax, D = P * mask, O = scale D V: dScores = D * (dO V^T) - P * rowsum of the same,
-    times scale: so no masked gradient of P is ever formed.
+    With P = softmax, D = P * mask, O = scale D V: dScores = D * (dO V^T) - P * rowsum(dO * O) /
+    scale, times scale: the rowsum (Dao et al. 2022) spares a pass over masked gradients.
     """
-    q, k, v, probabilities, dropped = saved
-    grad_out = queries.spread(g)
+    q, k, v, probabilities, masked, mixed = saved
+    assert q is not None and k is not None and v is not None and mixed is not None
+    assert probabilities is not None
+    dropped = probabilities if masked is None else masked
+    is_self, width = grad_kv is None, q.shape[-1]
+    grad_out = torch.zeros_like(q)  # padding has no gradient
+    grad_out.view(-1, width).index_copy_(0, queries.scatter(1), g.view(-1, width))
+    along = (grad_out * mixed).sum(-1, keepdim=True)
     grad_scores = torch.bmm(grad_out, v.transpose(1, 2)).mul_(dropped)
-    grad_scores.addcmul_(probabilities, grad_scores.sum(-1, keepdim=True), value=-1)
+    grad_scores.addcmul_(probabilities, along, value=-1 / scale)
     padded_q = q.new_empty(3 if is_self else 1, *q.shape)
     padded_kv = padded_q[1:] if is_self else k.new_empty(2, *k.shape)
     for out, left, right in (
@@ -223,22 +193,33 @@ def _one_backward(
     ):
         torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
     _unpad(padded_q, queries, len(padded_q), grad_q)
-    return None if is_self else padded_kv
+    if grad_kv is not None:
+        _unpad(padded_kv, keys, 2, grad_kv)
 
 
 def _sdpa(
-    q: Tensor, kv: Sequence[Tensor], queries: Sequence[Grid], biases: Sequence[Tensor], p: float
+    q: Tensor,
+    kv: Tensor | None,
+    queries: Sequence[Grid],
+    keys: Sequence[Grid],
+    biases: Sequence[Tensor],
+    p: float,
 ) -> Tensor:
     """The same by torch's fused attention (memory-efficient kernel on CUDA)."""
-    keys: Sequence[Tensor | None] = kv or [None] * len(queries)
-    parts = zip(_cut(q, queries), keys, queries, biases, strict=True)
+    parts = zip(_cut(q, queries), _cut(kv, keys), queries, keys, biases, strict=True)
     outs = [_one_sdpa(*part, p) for part in parts]
     return torch.cat(outs) if len(outs) > 1 else outs[0]
 
 
-def _one_sdpa(q: Tensor, kv: Tensor | None, queries: Grid, bias: Tensor, p: float) -> Tensor:
+def _one_sdpa(
+    q: Tensor, kv: Tensor | None, queries: Grid, keys: Grid, bias: Tensor, p: float
+) -> Tensor:
+    if kv is None:
+        padded_q, k, v = pad(q, queries, 3)
+    else:
+        (padded_q,), (k, v) = pad(q, queries, 1), pad(kv, keys, 2)
     split = (-1, queries.n_heads)
-    padded_q, k, v, bias = (x.unflatten(0, split) for x in (*_padded(q, kv, queries), bias))
+    padded_q, k, v, bias = (part.unflatten(0, split) for part in (padded_q, k, v, bias))
     bias = bias.expand(-1, -1, padded_q.shape[2], -1)
     out = F.scaled_dot_product_attention(padded_q, k, v, bias, dropout_p=p, scale=1.0)
     return _unpad(out.flatten(0, 1).contiguous()[None], queries, 1)

@@ -16,21 +16,16 @@ from torch import Tensor, nn
 from report2impression.engine.adapter import Pairs, Step
 from report2impression.engine.attention import Grid, attention
 from report2impression.engine.frozen import Frozen
-from report2impression.engine.ops import (
-    Dropout,
-    Norm,
-    add_norm,
-    dropped_relu,
-    grouped_linear,
-)
+from report2impression.engine.ops import Norm, add_norm, grouped_linear
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoder looks back at: for each layer the keys and values (2, B * H, S, K) of each
-    source grid, and the padding (B * H, 1, S) of each."""
+    """What the decoder looks back at: encoder states (N, D), their grids, padding (B * H, 1, S) of
+    each."""
 
-    kv: Sequence[Sequence[Tensor]]
+    states: Tensor
+    grids: Sequence[Grid]
     paddings: Sequence[Tensor]
 
 
@@ -77,8 +72,8 @@ def _merged_weight(layer: Any) -> Tensor:
 
 
 class Block:
-    """One T5 block on packed tokens, without keys and values of the source, which come from one
-    product for all blocks together; without `pairs` for inference."""
+    """One T5 block on packed tokens; without `pairs` for inference, and then without keys and
+    values of the source, which decoding/cache.py makes for all blocks together."""
 
     def __init__(self, block: Any, dtype: torch.dtype, pairs: Pairs | None) -> None:
         def group(layers: Sequence[Any]) -> Group | MergedGroup:
@@ -92,10 +87,13 @@ class Block:
         if self.is_decoder:
             other = block.layer[1].EncDecAttention
             self.cross_q, self.cross_o = group([other.q]), group([other.o])
+            if pairs is not None:
+                self.cross_kv = group([other.k, other.v])
         dense = block.layer[-1].DenseReluDense
         self.gated = hasattr(dense, "wi_0")
-        self.activation = dense.act
-        self.is_relu = isinstance(dense.act, nn.ReLU) and not self.gated
+        # In place where that is possible: autograd forbids it on a gate, half of a chunked tensor.
+        in_place = isinstance(dense.act, nn.ReLU) and not self.gated
+        self.activation = torch.relu_ if in_place else dense.act
         self.wi = group([dense.wi_0, dense.wi_1] if self.gated else [dense.wi])
         self.wo = group([dense.wo])
 
@@ -106,28 +104,26 @@ class Block:
         update: Tensor | None,
         grids: Sequence[Grid],
         biases: Sequence[Tensor],
-        kv: Sequence[Tensor] = (),
-        paddings: Sequence[Tensor] = (),
+        memory: Memory | None,
     ) -> tuple[Tensor, Tensor]:
         """(residual, update not yet added to it) -> the same after this block."""
         x, normed = add_norm(x, update, self.norms[0], step.drop)
-        found = attention(self.qkv(step, normed), (), grids, biases, step.drop)
-        update = self.o(step, found)
-        if kv:
+        qkv = self.qkv(step, normed)
+        update = self.o(step, attention(qkv, None, grids, grids, biases, step.drop))
+        if memory is not None:
             x, normed = add_norm(x, update, self.norms[1], step.drop)
-            found = attention(self.cross_q(step, normed), kv, grids, paddings, step.drop)
+            q, kv = self.cross_q(step, normed), self.cross_kv(step, memory.states)
+            found = attention(q, kv, grids, memory.grids, memory.paddings, step.drop)
             update = self.cross_o(step, found)
         x, normed = add_norm(x, update, self.norms[-1], step.drop)
-        return x, self.wo(step, self.activated(self.wi(step, normed), step.drop))
+        return x, self.wo(step, step.drop(self.activated(self.wi(step, normed))))
 
-    def activated(self, h: Tensor, drop: Dropout) -> Tensor:
-        """The feed-forward's first half (N, F or 2 F) -> (N, F), with its dropout."""
-        if self.is_relu:
-            return dropped_relu(h, drop)
+    def activated(self, h: Tensor) -> Tensor:
+        """The feed-forward's first half (N, F or 2 F) -> (N, F)."""
         if not self.gated:
-            return drop(self.activation(h))
+            return self.activation(h)
         gate, linear = h.chunk(2, dim=-1)
-        return drop(self.activation(gate) * linear)
+        return self.activation(gate) * linear
 
 
 class Stack:
@@ -162,7 +158,6 @@ class Stack:
     ) -> Tensor:
         """Embedded tokens (N, D) -> states after the final norm and dropout (N, D)."""
         x, update = step.drop(embedded).float(), None
-        for i, block in enumerate(self.blocks):
-            seen = (memory.kv[i], memory.paddings) if memory else ()
-            x, update = block(step, x, update, grids, biases, *seen)
+        for block in self.blocks:
+            x, update = block(step, x, update, grids, biases, memory)
         return step.drop(add_norm(x, update, self.final_norm, step.drop)[1])

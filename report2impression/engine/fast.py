@@ -17,9 +17,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from report2impression.engine.adapter import Pairs, Step
-from report2impression.engine.attention import Grid, padded_memory
+from report2impression.engine.attention import Grid
 from report2impression.engine.batch import PackedBatch
-from report2impression.engine.blocks import Block, Group, Memory, Stack
+from report2impression.engine.blocks import Block, Memory, Stack
 from report2impression.engine.ops import Dropout, summed_cross_entropy
 
 
@@ -42,10 +42,6 @@ class FastEngine(nn.Module):
         self.pairs = Pairs()
         encoder = [Block(block, dtype, self.pairs) for block in base.encoder.block]
         decoder = [Block(block, dtype, self.pairs) for block in base.decoder.block]
-        others = [block.layer[1].EncDecAttention for block in base.decoder.block]
-        self.cross_kv = Group(
-            [x for other in others for x in (other.k, other.v)], dtype, self.pairs
-        )
         self.encoder = Stack(base.encoder, encoder, dtype)
         self.decoder = Stack(base.decoder, decoder, dtype)
         tied = base.lm_head.weight is base.shared.weight
@@ -76,8 +72,7 @@ class FastEngine(nn.Module):
                 self.decoder.position_bias(length).expand(n, -1, -1, -1).flatten(0, 1)
                 for n, length in (grid.shape for grid in target)
             ]
-            kv = padded_memory(self.cross_kv(step, states), source, len(self.decoder.blocks))
-            memory = Memory(kv, paddings)
+            memory = Memory(states, source, paddings)
             hidden = self.decoder(step, self.embedding[batch.decoder_ids], target, biases, memory)
             if self.config.scale_decoder_outputs:
                 hidden = hidden * self.config.d_model**-0.5

@@ -25,8 +25,6 @@ from torch.autograd.function import once_differentiable
 
 CROSS_ENTROPY_ROWS = 128  # label tokens whose logits are alive together: 16 MB in fp32 for T5
 POOL_ELEMENTS = 1 << 18, 1 << 20  # dropout elements drawn together: first and largest draw
-# The bits of 1.0 where numpy has not the type, or is slow with it.
-ONES = {torch.bfloat16: np.int16(0x3F80), torch.float16: np.int16(0x3C00)}
 
 
 class Dropout:
@@ -68,14 +66,9 @@ class Dropout:
     def _refill(self, n: int) -> None:
         n_words = -(-max(n, self.draw) // 8)
         self.draw = min(2 * self.draw, POOL_ELEMENTS[1])
-        drawn = self.words.random_raw(n_words).view(np.uint8)
-        self.pool, self.used = torch.empty(len(drawn), dtype=self.dtype), 0
-        # numpy compares and writes in one pass, in half the time of torch.
-        if self.dtype in ONES:
-            bits = self.pool.view(torch.int16).numpy()
-            np.multiply(drawn >= self.threshold, ONES[self.dtype], out=bits)
-        else:
-            np.greater_equal(drawn, self.threshold, out=self.pool.numpy())
+        # numpy compares bytes at memory speed; torch would compare and then copy.
+        kept = self.words.random_raw(n_words).view(np.uint8) >= self.threshold
+        self.pool, self.used = torch.from_numpy(kept.view(np.uint8)).to(self.dtype), 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Dropout of x (any shape), differentiable."""
@@ -100,31 +93,6 @@ class _Drop(torch.autograd.Function):
 def _product(x: Tensor, mask: Tensor, scale: float) -> Tensor:
     """x * mask * scale in the mask's dtype, in one pass."""
     return torch.addcmul(_zero(x.device), x, mask, value=scale, out=torch.empty_like(mask))
-
-
-def dropped_relu(h: Tensor, drop: Dropout) -> Tensor:
-    """Dropout of relu(h), in place of h where that is possible, differentiable."""
-    mask = drop.mask(*h.shape)
-    return torch.relu_(h) if mask is None else _DroppedRelu.apply(h, mask, drop.scale)
-
-
-class _DroppedRelu(torch.autograd.Function):
-    """An ELU with alpha = 0 is a scaled relu, and has a backward of one operation that needs the
-    result alone: what is not positive there was negative or dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.mark_dirty(h)
-        torch.ops.aten.elu_(h, 0.0, scale).mul_(mask)
-        ctx.save_for_backward(h)
-        ctx.scale = scale
-        return h
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        (result,) = ctx.saved_tensors
-        return torch.ops.aten.elu_backward(g, 0.0, ctx.scale, 1.0, True, result), None, None
 
 
 @cache
@@ -213,8 +181,10 @@ def _masked_sum(terms: Tensor, mask: Tensor | None) -> Tensor:
     """(M, N, D) -> sum of terms * mask over M; `terms` is used up."""
     if mask is None:
         return terms[0] if len(terms) == 1 else terms.sum(0)
-    terms.mul_(mask)
-    return terms[0] if len(terms) == 1 else terms.sum(0)
+    total = terms[0].mul_(mask[0])
+    for term, kept in zip(terms[1:], mask[1:], strict=True):
+        total.addcmul_(term, kept)
+    return total
 
 
 # --- residual and norm ----------------------------------------------------------------------------
@@ -300,24 +270,21 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, vocabulary: Tensor, labels: Tensor) -> Tensor:
-        grad, targets = torch.empty_like(hidden), labels.clamp(min=0)[:, None]
-        counted = (labels >= 0).float()[:, None]
-        against = counted.neg()
-        figures = hidden.new_empty(3, len(hidden), 1, dtype=torch.float32)
-        largest, likeliest, picked = figures.unbind()
+        grad = torch.empty_like(hidden)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), CROSS_ENTROPY_ROWS):
             rows = slice(start, start + CROSS_ENTROPY_ROWS)
+            counted = (labels[rows] >= 0).float()[:, None]
+            target = labels[rows].clamp(min=0)[:, None]
             logits = (hidden[rows] @ vocabulary.t()).float()
             p = logits.softmax(-1)
-            torch.amax(logits, -1, keepdim=True, out=largest[rows])
-            torch.amax(p, -1, keepdim=True, out=likeliest[rows])
-            torch.gather(logits, 1, targets[rows], out=picked[rows])
+            # The largest probability gives log-sum-exp without another pass of exponentials.
+            log_sum_exp = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
+            total += ((log_sum_exp - logits.gather(1, target)) * counted).sum()
             del logits
-            p.scatter_add_(1, targets[rows], against[rows])
+            p.scatter_add_(1, target, counted.neg())
             torch.mm(p.to(vocabulary.dtype), vocabulary, out=grad[rows])
-        # The largest probability gives log-sum-exp without another pass of exponentials.
-        total = ((largest - likeliest.log() - picked) * counted).sum()
-        grad.mul_(counted)
+            grad[rows] *= counted
         ctx.save_for_backward(grad)
         return total
 
