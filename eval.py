@@ -36,6 +36,7 @@ from report2impression.batching.signs import Signs, Spelling, named, refuse_unkn
 from report2impression.batching.tokens import Tokens, tokenise, tokenizer_digest
 from report2impression.decoding.generate import generate, to_text
 from report2impression.decoding.options import DecodingConfig, Output
+from report2impression.extracting import agreement
 from report2impression.program.errors import DataError
 from report2impression.program.process import Aside, keep_freed_memory
 from report2impression.reading.options import DataConfig, SourceConfig
@@ -142,11 +143,11 @@ def generate_both(
         tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
     tokenizer = trained_tokenizer(found, base_config)
     reports = sample(config, data, test, tokenizer)
-    base_tokenizer = load_tokenizer(base_config.path, base_config.revision)
     sources = {"base": reports.source, "lora": reports.source}
-    if tokenizer_digest(base_tokenizer) == tokenizer_digest(tokenizer):
-        base_tokenizer = tokenizer
-    else:
+    base_tokenizer = tokenizer
+    if not found.is_adapter:  # it may have got a vocabulary of its own
+        base_tokenizer = load_tokenizer(base_config.path, base_config.revision)
+    if tokenizer_digest(base_tokenizer) != tokenizer_digest(tokenizer):
         prompts = Prompts(base_tokenizer, data)
         findings = [prompts.spelled(pair.prompt) for pair in reports.pairs]
         sources["base"] = prompts.tokens(findings)
@@ -220,11 +221,14 @@ def evaluate(
         inputs, stemmer=config.stemmer, seed=config.seed, n_resamples=config.n_resamples
     )
     by_system = {n: faithfulness.rates(flags, config.seed) for n, flags in marked().items()}
+    agreed = ask(agreement.counts_by, generated.texts, references)()  # where spaCy is loaded
     figures = evaluation.figures
     figures["faithfulness"] = {
         check: {name: found[check] for name, found in by_system.items()}
         for check in faithfulness.CHECKS
     }
+    how = {"seed": config.seed, "n_resamples": config.n_resamples}
+    figures["structured"] = agreement.figures(agreed, **how)
     names = [f.name for f in fields(DecodingConfig) if f.name not in ("batch_size", "cache_mib")]
     search = "greedy" if config.num_beams == 1 else "beams"
     figures["decoding"] = {"search": search} | {name: getattr(config, name) for name in names}

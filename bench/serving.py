@@ -75,6 +75,8 @@ def ask(port: int, report: str) -> tuple[float, str]:
             continue
         if answer.status == 200:
             return time.perf_counter() - begun, data["impressions"][0]["impression"]
+        if answer.status not in (429, 503):
+            raise ConfigError(f"the service answered {answer.status}: {data['error']}")
         time.sleep(0.05)
 
 

@@ -287,6 +287,7 @@ def test_scores_say_how_they_came_about(evaluated: list[Path]) -> None:
     assert scores["decoding"]["search"] == "greedy" and scores["decoding"]["max_new_tokens"] == 4
     assert {"base_sha256", "adapter_sha256", "data_sha256", "torch"} <= scores["provenance"].keys()
     assert set(scores["faithfulness"]["laterality"]) == {"base", "lora", "reference"}
+    assert set(scores["structured"]["presence"]) == {"base", "lora", "paired"}
     for name in ("rouge1", "rougeLsum_split", "bleu"):
         low, high = scores["intervals"]["lora"][name]
         assert low <= scores["lora"][name] <= high

@@ -383,6 +383,15 @@ def test_a_folder_of_reports(tiny: Tiny, trained: Path, tmp_path: Path, whole: P
     texts = [record["impression"] for record in records(whole)[:3]]
     assert [record["impression"] for record in found] == [*texts, "", ""]
     assert [record["status"] for record in found[3:]] == ["error", "no_findings"]
+    nested = tmp_path / "nested" / "p10"
+    folder.rename(nested.parent)
+    nested.mkdir()
+    for file in nested.parent.glob("*.txt"):
+        file.rename(nested / f"{file.stem}.TXT")
+    run(trained, nested.parent, tmp_path / "nested.jsonl")
+    again = records(tmp_path / "nested.jsonl")
+    assert [record["id"] for record in again] == [f"p10/{record['id']}" for record in found]
+    assert [record["impression"] for record in again] == [*texts, "", ""]
 
 
 def test_one_report_on_standard_input(

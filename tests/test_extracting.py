@@ -143,6 +143,9 @@ def test_sizes_are_millimetres_and_the_priors_are_told_apart(text: str, sizes: l
         ("12 mm suspicious nodule biopsy recommended", ("biopsy", None, None)),
         ("Correlation is made with the head CT of 2005.", None),
         ("CT shows a nodule which may be a cyst.", None),
+        ("Pneumonia is considered.", None),
+        ("The mass should be benign.", None),
+        ("The nodule should be removed; a biopsy is suggested.", ("biopsy", None, None)),
         ("No change is seen.", None),
     ],
 )

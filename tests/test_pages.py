@@ -310,6 +310,7 @@ def test_figures_are_shown() -> None:
     [
         ("breakdown", "Where it is better and worse"),
         ("faithfulness", "Faithfulness to the report"),
+        ("structured", "Structured items"),
         ("guard_rails", "Guard rails"),
         ("describe", "Copying from the report"),
         ("bleu_parts", "What BLEU is made of"),

@@ -62,10 +62,11 @@ IF_UNKNOWN: dict[str, tuple[str, ...]] = {
 }
 HALVES = "½⅓⅔¼¾⅛⅜⅝⅞"
 FRACTION = re.compile(rf"(\d)(?=[{HALVES}])")  # 1½ is 1 1/2, not 11/2
-POWER = re.compile("(?<=[0-9])([⁰¹²³⁴-⁹]+)")  # 10³ is not 103
+POWERS = "⁰¹²³⁴-⁹"  # a range of signs
+POWER = re.compile(f"(?<=[0-9])([{POWERS}]+)")  # 10³ is not 103
 DECIMAL = re.compile(r"(?<=\d)·(?=\d)")
 # Many a tokenizer's normaliser makes digits of these: 10³ would be read as 103, and 1½ as 11/2.
-MERGED = re.compile(rf"(?<=[0-9])[⁰¹²³⁴-⁹₀-₉{HALVES}]")
+MERGED = re.compile(f"(?<=[0-9])[{POWERS}₀-₉{HALVES}]")
 NO_SIGN = "\ue000"  # of the private use area: no tokenizer knows it
 
 

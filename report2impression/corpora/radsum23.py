@@ -130,7 +130,7 @@ def sections(body: str, mode: Mode = "radsum23") -> tuple[list[str], list[str]]:
 
     A heading begins at a newline, so a second one on the same line is text; and as it takes the
     white space behind its colon, to the builder one on the line directly below an empty heading is
-    text too. The corrected mode ends a section at its closing line, as `reading.sections` does.
+    text too. `_clean` ends a section at its closing line in the corrected mode.
     """
     heading = _CORRECTED if mode == "corrected" else _HEADING
     match = heading.search(body)
@@ -140,9 +140,8 @@ def sections(body: str, mode: Mode = "radsum23") -> tuple[list[str], list[str]]:
     while match:
         title, start = match[match.lastindex or 0].lower(), match.end()
         following = heading.search(body, start)
-        text = body[start : following.start() if following else len(body)]
         names.append(tables().name_of.get(title, title))
-        texts.append(closings.body(text) if mode == "corrected" else text)
+        texts.append(body[start : following.start() if following else len(body)])
         match = following
     return names, texts
 
@@ -162,8 +161,9 @@ def _first_findings(names: list[str], texts: list[str], group: str, mode: Mode) 
 
 def _clean(text: str, mode: Mode) -> str:
     """One line in lower case, placeholders as `___`. The builder drops newlines, which glues the
-    last word of a line to the first of a line without indentation."""
-    text = text.strip().lower()
+    last word of a line to the first of a line without indentation. The corrected mode ends it at
+    the first closing line, as `reading.sections` does."""
+    text = (closings.body(text) if mode == "corrected" else text).strip().lower()
     if mode == "radsum23":
         text = text.replace("\n", "")
     text = " ".join(text.split())  # what `\s+` matches, faster

@@ -29,12 +29,7 @@ TRIGGER = re.compile(
     re.IGNORECASE,
 )
 # These advise only where they speak of a study or of care: "is seen and could be a cyst" does not.
-NEEDS_STUDY = re.compile(
-    r"\b(?:follow[\s-]?up|correlat\w+|imaging|views?|studies|study|evaluation|examination|exam|"
-    r"consult\w+|referral|work[\s-]?up|comparison|surveillance|drainage|aspiration|assessment|"
-    r"repeat|screening|investigation)\b",
-    re.IGNORECASE,
-)
+NEEDS_STUDY = re.compile(r"(?:is|are|be|also) |should|please|could|may|can", re.IGNORECASE)
 MODALITIES: tuple[tuple[str, str], ...] = (
     ("MRCP", r"mrcp"),
     ("PET/CT", r"pet(?:[/ -]?ct)?(?: scan\w*)?|positron emission tomograph\w+"),

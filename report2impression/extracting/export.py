@@ -28,7 +28,7 @@ from transformers import (
 
 from report2impression.batching.prompts import Prompts
 from report2impression.batching.tokens import Tokens
-from report2impression.decoding.ct2 import Converted, convert
+from report2impression.decoding.ct2 import COMPUTE_TYPES, Converted, convert
 from report2impression.decoding.generate import generate
 from report2impression.decoding.options import DecodingConfig
 from report2impression.decoding.search import until
@@ -124,8 +124,8 @@ class Exported:
     def _card(self) -> str:
         config, data, mark = self.config, self.trained.data, self.mark()
         merged = config.to == "merged"
-        use = usage(replace(self.trained, tuning="full")).replace("128", str(config.max_new_tokens))
-        kind = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}[config.precision]
+        use = usage(replace(self.trained, tuning="full"), max_new_tokens=config.max_new_tokens)
+        kind = COMPUTE_TYPES[config.precision]
         return CARD.format(
             library="transformers" if merged else "ctranslate2",
             credentialed=str(mark.credentialed).lower(),

@@ -12,15 +12,9 @@ from report2impression.extracting.options import ExtractConfig
 from report2impression.extracting.reports import Columns, Report
 from report2impression.program.errors import DataError
 from report2impression.reading.hub import open_hub_table
-from report2impression.reading.pairs import show_names, without_last_blanks
-from report2impression.reading.rows import (
-    ENDINGS,
-    MAX_LINE_BYTES,
-    Row,
-    Table,
-    parse_json,
-    told,
-)
+from report2impression.reading.pairs import has_split, show_names, without_last_blanks
+from report2impression.reading.report_files import decoded, read_report, report_files
+from report2impression.reading.rows import ENDINGS, MAX_LINE_BYTES, Table, parse_json
 from report2impression.reading.split_files import open_split
 from report2impression.reading.tables import open_table
 
@@ -39,12 +33,12 @@ def open_input(config: ExtractConfig, columns: Columns) -> Input:
     if config.input == "-":
         return _standard_input(columns)
     path = Path(config.input).expanduser()
-    if os.path.isdir(path) and next(path.glob("*.txt"), None):
+    if os.path.isdir(path) and _holds_reports(path, config.split):
         return Input(lambda: _text_files(path))
     if os.path.isdir(path):
         return _table(open_split(path, config.split), columns, config.split)
-    if path.suffix == ".txt":
-        return Input(lambda: iter([_text_file(path)]), is_one=True)
+    if path.suffix.lower() == ".txt":
+        return Input(lambda: iter([_as_report(read_report(path), path.stem)]), is_one=True)
     if path.name.endswith(tuple(f".{ending}" for ending in ENDINGS)):
         return _table(open_table(path), columns, path.name)
     if os.path.lexists(path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", config.input, re.ASCII):
@@ -72,25 +66,20 @@ def _table(table: Table, columns: Columns, name: str, *, can_count: bool = True)
     return Input(reports, can_count=can_count)
 
 
+def _holds_reports(folder: Path, split: str) -> bool:
+    """Whole reports, in subfolders or not, and not the splits of a data set."""
+    first = next(report_files(folder), None)
+    return first is not None and (first.parent == folder or not has_split(str(folder), split))
+
+
 def _text_files(folder: Path) -> Iterator[Report]:
-    return map(_text_file, sorted(folder.glob("*.txt")))
+    for file in report_files(folder):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        yield _as_report(read_report(file), name)
 
 
-def _text_file(file: Path) -> Report:
-    if not os.path.isfile(file):
-        return Report(file.stem, problem="is not a regular file")
-    with told(file), open(file, "rb") as stream:
-        data = stream.read(MAX_LINE_BYTES + 1)
-    return Columns().report(_decoded(data), file.stem)
-
-
-def _decoded(data: bytes) -> Row:
-    if len(data) > MAX_LINE_BYTES:
-        return "the report is longer than 100 MB"
-    try:
-        return {"text": data.decode("utf-8-sig")}
-    except UnicodeDecodeError:
-        return "the report is not UTF-8"
+def _as_report(text: str | ValueError, name: str) -> Report:
+    return Columns().report(str(text) if isinstance(text, ValueError) else {"text": text}, name)
 
 
 def _standard_input(columns: Columns) -> Input:
@@ -99,7 +88,7 @@ def _standard_input(columns: Columns) -> Input:
     first = stream.readline(MAX_LINE_BYTES)
     if not isinstance(parse_json(first), dict):
         data = first + stream.read(MAX_LINE_BYTES)
-        return Input(lambda: iter([Columns().report(_decoded(data), "stdin")]), True, False)
+        return Input(lambda: iter([_as_report(decoded(data), "stdin")]), True, False)
 
     def reports() -> Iterator[Report]:
         for number, line in enumerate(_lines(first, stream)):

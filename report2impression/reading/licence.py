@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from report2impression.program.errors import DataError
+from report2impression.program.files import write_file
 
 FILE = "LICENCE.json"
 PHYSIONET = "PhysioNet Credentialed Health Data License and Use Agreement 1.5.0"
@@ -32,10 +33,8 @@ MIMIC_III = Mark("MIMIC-III 1.4, NOTEEVENTS", PHYSIONET, credentialed=True)
 
 
 def write_mark(folder: Path, mark: Mark) -> None:
-    """Put the mark into a folder, readable by its owner only."""
-    file = folder / FILE
-    file.write_text(json.dumps(asdict(mark), indent=1) + "\n", encoding="utf-8")
-    file.chmod(0o600)
+    """Put the mark into a folder, whole, readable by its owner only. Raises OSError."""
+    write_file(folder / FILE, json.dumps(asdict(mark), indent=1).encode() + b"\n")
 
 
 def read_mark(folder: Path) -> Mark | None:

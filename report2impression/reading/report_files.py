@@ -61,7 +61,7 @@ class _Reports:
             yield f"{self._folder.name}/{name}", 0, self._row(file, name)
 
     def _row(self, file: Path, name: str) -> Row:
-        report = _read(file)
+        report = read_report(file)
         if isinstance(report, ValueError):
             return str(report)
         every = all_texts_of(report)
@@ -95,12 +95,16 @@ class _Reports:
         return notes
 
 
-def _read(file: Path) -> str | ValueError:
-    """The report, or why it cannot be read."""
+def read_report(file: Path) -> str | ValueError:
+    """The report, or why it cannot be read. DataError: the disk."""
     if not os.path.isfile(file):
         return ValueError("not a regular file")
     with told(file), open(file, "rb") as stream:
-        data = stream.read(MAX_LINE_BYTES + 1)
+        return decoded(stream.read(MAX_LINE_BYTES + 1))
+
+
+def decoded(data: bytes) -> str | ValueError:
+    """A report's bytes as text, or why they are none."""
     if len(data) > MAX_LINE_BYTES:
         return ValueError("the report is longer than 100 MB")
     try:

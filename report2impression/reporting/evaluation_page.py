@@ -113,6 +113,7 @@ def evaluation_page(
             for name, x in (figures.get("describe") or {}).items()
         ],
         faithfulness=_faithfulness(figures.get("faithfulness") or {}),
+        structured=[_structured_row(*item) for item in (figures.get("structured") or {}).items()],
         training=_training(curves),
         case_columns=["Report", "Kind", "Group", *(f"ROUGE-L, {readable(s)}" for s in systems)],
         case_rows=[[c.id, c.kind, c.group, *map(c.rougeL.get, systems)] for c in cases or ()],
@@ -183,6 +184,12 @@ def _score_rows(
 def _test_row(name: str, test: Figures) -> list[Cell]:
     counts = map(test.get, ("wins", "ties", "losses", "n_for_1_point"))
     return [METRICS[name], _difference(test), _p(test, "p"), _p(test, "p_holm"), *counts]
+
+
+def _structured_row(field: str, found: Figures) -> list[Cell]:
+    systems = (_with_interval(found[n]["f1"], found[n]["interval"]) for n in ("base", "lora"))
+    test = found["paired"]
+    return [readable(field), *systems, _difference(test), _p(test, "p_holm")]
 
 
 def _guard_rail(rail: Figures) -> tuple[str, ...]:

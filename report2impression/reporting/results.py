@@ -200,6 +200,7 @@ def print_scores(figures: dict[str, Any], *, beside_published: bool = False) -> 
     print_table(title, ("", *SHOWN_METRICS), rows, digits=1)
     print_paired(figures["paired"], "LoRA - base")
     _print_faithfulness(figures["faithfulness"])
+    _print_structured(figures["structured"])
     for rail in figures["guard_rails"]:
         print(f"note: {rail['message']}")
 
@@ -231,6 +232,17 @@ def _print_faithfulness(checks: dict[str, Any]) -> None:
     rows = [(check, *(cell(rates[name]) for name in systems)) for check, rates in checks.items()]
     columns = ("check", *(LABELS.get(name, "radiologist") for name in systems))
     print_table("Impressions with something their report does not support, per 100", columns, rows)
+
+
+def _print_structured(found: dict[str, Any]) -> None:
+    rows = [
+        (field, *(x[n]["f1"] for n in LABELS), test["difference"], f"{test['p_holm']:.4f}")
+        for field, x in found.items()
+        for test in (x["paired"],)
+    ]
+    columns = ("structured F1", *LABELS.values(), "difference", "p (Holm)")
+    title = "What is said of findings, against the radiologist, percent"
+    print_table(title, columns, rows, digits=1)
 
 
 def print_run_comparison(figures: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = T5ForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32).eval()
 """
 ANSWER = """ids = tokenizer({prefix} + findings, return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=128)[0], skip_special_tokens=True))
+print(tokenizer.decode(model.generate(ids, max_new_tokens={n})[0], skip_special_tokens=True))
 """
 FILL = """
 It fills masks (`<extra_id_0>`) and writes no impressions."""
@@ -35,12 +35,12 @@ behind findings."""
 NEXT = """ `--model.path FOLDER` trains an adapter on it."""
 
 
-def usage(config: TrainConfig) -> str:
+def usage(config: TrainConfig, *, max_new_tokens: int = 128) -> str:
     """Code that loads the weights from FOLDER and, if they can, answers `findings`."""
     base, prefix = json.dumps(config.model.path), json.dumps(config.data.prefix)
     code = LOAD_ADAPTER.format(base=base) if config.tuning == "lora" else LOAD_MODEL
     if config.objective == "extract":
-        code += ANSWER.format(prefix=prefix)
+        code += ANSWER.format(prefix=prefix, n=max_new_tokens)
     words = "" if config.objective == "extract" else GO_ON if config.at_impression else FILL
     return f"```python\n{code}```\n{words}{NEXT if config.tuning == 'full' else ''}".rstrip()
 

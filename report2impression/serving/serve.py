@@ -46,7 +46,7 @@ def serve(config: ServeConfig) -> None:
         def work(reports: Sequence[str]) -> list[Record]:
             return [impression.as_json() for impression in extractor(list(reports))]
 
-        told = work(["the lungs are clear"])[0]["provenance"]
+        told = work(["the lungs are clear"])[0]["provenance"]  # and loads what is loaded lazily
         facts = {name: told[name] for name in ("model", "adapter_sha256", "decoding", "rules")}
         app = application(
             work,

@@ -124,14 +124,13 @@ def application(
     queue: int = 256,
     window_s: float = 0.015,
 ) -> Guard:
-    """The whole service as an ASGI application. `work` decodes reports, in a thread; it is called
-    once before the service is ready. What was accepted is answered before it ends."""
+    """The whole service as an ASGI application. `work` decodes reports, in a thread; it should have
+    run once, for its lazy imports. What was accepted is answered before it ends."""
     waiting = Waiting(work, batch=batch, most=queue, window_s=window_s)
     service = Service(waiting, to_fhir, facts, longest=longest)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(work, ["the lungs are clear"])  # lazy imports, caches
         worker = asyncio.create_task(waiting.run())
         service.is_ready = True
         yield

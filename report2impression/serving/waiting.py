@@ -54,7 +54,7 @@ class Waiting:
         self.n_waiting += len(reports)
         self._requests.append(request)
         self._arrived.set()
-        return await request.records  # a client that leaves cancels it
+        return await request.records  # cancelled where the answer takes too long
 
     async def run(self) -> None:
         """Decode until `close`, then what was accepted before it."""
@@ -75,7 +75,7 @@ class Waiting:
         self._arrived.set()
 
     def _taken(self) -> list[Request]:
-        """The next batch: whole requests, without those whose client has left."""
+        """The next batch: whole requests, without those that were given up."""
         taken: list[Request] = []
         n = 0
         while self._requests and (not taken or n + len(self._requests[0].reports) <= self._batch):
