@@ -173,7 +173,7 @@ def build_dataset(
     stored = tokenised(
         found,
         stream,
-        extract_sides(config) if extract else denoise_sides(config),
+        sides_of(objective, config),
         tokenizer,
         folder=config.cache_dir,
         keep_impressions=keep_impressions,
@@ -196,6 +196,10 @@ def build_dataset(
     return DenoiseDataset(
         found.split, ids, report, starts, sentinels, eos_id, seed, continued, at_impression
     )
+
+
+def sides_of(objective: Objective, config: DataConfig) -> list[Side]:
+    return extract_sides(config) if objective == "extract" else denoise_sides(config)
 
 
 def extract_sides(config: DataConfig) -> list[Side]:
@@ -277,7 +281,7 @@ def read_data(
         for split in found
     )
     rows = training.statistics() + validation.statistics()
-    notes = unknown_signs(rows, streams, tokenizer, config.data)
+    notes = unknown_signs(rows, streams, tokenizer, config.data, config.objective)
     if accelerator.is_main_process:
         print_table("Reports read, lengths in tokens", rows[0]._fields, rows, digits=1)
         print(*notes, sep="\n", end="\n" * bool(notes))
@@ -291,14 +295,14 @@ def unknown_signs(
     streams: Mapping[str, PairStream],
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
+    objective: Objective,
 ) -> list[str]:
     """A line for each split and side with signs that the tokenizer does not know, named by their
     code points. Raises DataError if they are too many, or none is allowed."""
-    notes = []
+    notes, sides = [], {side.name: side for side in sides_of(objective, config)}
     for row in (row for row in rows if row.unknown):
         first = (x for x in islice(streams[row.split](), LOOKED_AT) if isinstance(x, Pair))
-        texts = (text for pair in first for text in (pair.prompt, pair.impression))
-        signs = named(Signs(tokenizer).unknown(texts))
+        signs = named(Signs(tokenizer).unknown(map(sides[row.side].text, first)))
         what, n_tokens = f"{row.split} {row.side}", round(row.mean * row.examples)
         if not config.allow_unknown:
             refuse_unknown(what, row.unknown, n_tokens, signs, stop=config.normalise == "stop")

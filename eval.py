@@ -94,7 +94,7 @@ class Sample:
     source: Tokens
     n_long_references: int  # of more than max_new_tokens tokens
     n_unknown: dict[str, int]  # tokens of sources and references
-    signs: str  # the commonest of them, by code points
+    signs: dict[str, str]  # the commonest of each, by code points
     spelling: Spelling | None
 
 
@@ -109,13 +109,13 @@ def sample(
     findings, references = [p.prompt for p in pairs], [p.impression for p in pairs]
     source = prompts.tokens(findings)
     target = tokenise(references, tokenizer, max_tokens=config.max_new_tokens + 1)
-    sides, signs = {"source": source, "reference": target}, ""
+    sides, signs = {"source": source, "reference": target}, {}
     if source.n_unknown or target.n_unknown:
-        written = prompts.written(findings)
-        signs = named(Signs(tokenizer).unknown([*written, *references]))
+        texts = {"source": prompts.written(findings), "reference": references}
+        signs = {side: named(Signs(tokenizer).unknown(texts[side])) for side in sides}
         for side, tokens in () if data.allow_unknown else sides.items():
             n_tokens, stop = int(tokens.offsets[-1]), data.normalise == "stop"
-            refuse_unknown(f"test {side}", tokens.n_unknown, n_tokens, signs, stop=stop)
+            refuse_unknown(f"test {side}", tokens.n_unknown, n_tokens, signs[side], stop=stop)
     n_long = int((target.lengths > config.max_new_tokens).sum())
     n_unknown = {side: tokens.n_unknown for side, tokens in sides.items()}
     return Sample(pairs, source, n_long, n_unknown, signs, spelling)

@@ -1,12 +1,17 @@
 """The inputs of ../shared/cases on which an earlier version failed, each with what is right."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import eval as evaluation
+import train_loop
 from report2impression.audit.audit import AuditSource, read_splits
 from report2impression.audit.checks import prepare, run_checks
 from report2impression.program.errors import DataError
@@ -127,3 +132,40 @@ def test_the_number_of_bad_rows_reads_right(tmp_path: Path, n_bad: int, told: st
     (tmp_path / "train.jsonl").write_text(good + "{\n" * n_bad)
     with pytest.raises(DataError, match=told):
         read_split(str(tmp_path), "train")
+
+
+@needs_cases
+def test_a_sign_that_the_tokenizer_does_not_know_stays_visible(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_loop.main(
+        [
+            *("--cpu", "--precision=fp32", "--data.allow_unknown=true", f"--output_dir={tmp_path}"),
+            *(f"--data.path={CASES / 'unk'}", f"--data.cache_dir={tmp_path / 'cache'}"),
+            *(f"--model.path={ROOT / 'assets' / 'tiny_base'}", "--model.dropout=0"),
+            *("--epochs=10", "--micro_batch_size=4", "--learning_rate=1e-3", "--warmup_steps=5"),
+        ]
+    )
+    told = capsys.readouterr().out
+    assert "train source: 32 unknown tokens (U+00D7 x 32)" in told
+    flags = ["--cpu", "--precision=fp32", "--save_predictions=true"]
+    evaluation.main([*flags, f"--adapter={tmp_path / 'adapter'}"])
+    rows = (tmp_path / "evaluation" / "predictions.jsonl").read_text(encoding="utf-8")
+    outputs = [json.loads(row)["lora"] for row in rows.splitlines()]
+    assert len(outputs) == 8 and all("\u2047" in text and "34" not in text for text in outputs)
+
+
+@needs_cases
+@pytest.mark.slow
+def test_a_launch_file_whose_mode_cannot_run() -> None:
+    launch = ("-m", "accelerate.commands.launch", "--config_file", str(CASES / "fsdp.yaml"))
+    ended = subprocess.run(
+        [sys.executable, *launch, "train_loop.py"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode != 0
+    assert "FSDP" in ended.stderr and "recipes/accelerate" in ended.stderr
+    assert "unexpected" not in ended.stderr

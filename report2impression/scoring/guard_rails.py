@@ -32,8 +32,8 @@ class Limits:
     """Sources of which the model saw the first max_source_tokens only."""
     unknown_tokens: Mapping[str, int] = field(default_factory=dict)
     """Of sources, references, and the outputs of each system: signs that the tokenizer lacks."""
-    unknown_signs: str = ""
-    """The commonest of them, by their code points."""
+    unknown_signs: Mapping[str, str] = field(default_factory=dict)
+    """The commonest of a side's, by their code points, where they are known."""
 
 
 def guard_rails(
@@ -68,7 +68,7 @@ def of_limits(limits: Limits, n: int) -> list[Rail]:
         rails.append(_rail("sources_cut", "source", limits.truncated_sources, told))
     for side, count in limits.unknown_tokens.items():
         if count:
-            which = f" ({limits.unknown_signs})" if side in ("source", "reference") else ""
+            which = f" ({limits.unknown_signs[side]})" if side in limits.unknown_signs else ""
             told = (
                 f"{count:,} tokens of {side} are signs that the tokenizer does not know{which}, "
                 "shown as \u2047 and scored as they stand: train with --data.normalise ascii"
