@@ -13,6 +13,7 @@ from model import build_engine, build_model
 from report2impression.engine.fast import FastEngine
 from report2impression.program.errors import ConfigError
 from report2impression.runs import run as run_module
+from report2impression.runs.recipe import OptimizerName
 from report2impression.training.updates import apply_update, build_optimizer
 from report2impression.weights.loading import load_adapter, load_base
 from report2impression.weights.options import LoraSettings, ModelConfig
@@ -51,11 +52,11 @@ def test_adamw_with_8_bit_states(tiny: Tiny, tmp_path: Path) -> None:
     assert run.column("loss") != plain.column("loss")
 
 
-@needs_bitsandbytes
-def test_8_bit_adamw_skips_what_is_not_finite_and_follows_the_rate() -> None:
+@pytest.mark.parametrize("name", [pytest.param("adamw8bit", marks=needs_bitsandbytes), "adafactor"])
+def test_what_is_not_finite_is_skipped_and_the_rate_is_followed(name: OptimizerName) -> None:
     weight = torch.nn.Parameter(torch.ones(64, 128))
     rate, scaler = torch.tensor(0.1), torch.amp.GradScaler("cpu", enabled=False)
-    optimizer = build_optimizer("adamw8bit", [weight], rate, weight_decay=0.0)
+    optimizer = build_optimizer(name, [weight], rate, weight_decay=0.0)
     weight.grad = torch.full_like(weight, float("nan"))
     apply_update(optimizer, scaler, torch.tensor(False))
     assert torch.equal(weight, torch.ones(64, 128))
@@ -66,9 +67,21 @@ def test_8_bit_adamw_skips_what_is_not_finite_and_follows_the_rate() -> None:
     before = weight.detach().clone()
     apply_update(optimizer, scaler, torch.tensor(True))
     assert torch.equal(weight, before)
-    assert {s.dtype for s in optimizer.state[weight].values() if torch.is_tensor(s)} >= {
-        torch.uint8
-    }
+    state = [s for s in optimizer.state[weight].values() if torch.is_tensor(s)]
+    if name == "adamw8bit":
+        assert torch.uint8 in {s.dtype for s in state}
+    else:  # of rows and columns, not of weights
+        assert sum(s.numel() for s in state) == 64 + 128 + 1
+
+
+def test_adafactor_steps_are_relative_to_the_weight() -> None:
+    rate, scaler = torch.tensor(0.1), torch.amp.GradScaler("cpu", enabled=False)
+    weights = [torch.nn.Parameter(torch.full((8, 8), size)) for size in (0.01, 1.0, 100.0)]
+    optimizer = build_optimizer("adafactor", weights, rate, weight_decay=0.0)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    apply_update(optimizer, scaler, torch.tensor(True))
+    assert [w.mean().item() for w in weights] == pytest.approx([0.009, 0.9, 90.0], rel=1e-3)
 
 
 class Reads(TorchDispatchMode):

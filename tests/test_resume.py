@@ -80,7 +80,7 @@ def test_resumed_after_every_step_gives_the_same_bits(
 
 CELLS: list[dict[str, Any]] = [
     {"precision": "bf16"},
-    {"tuning": "full", "engine": "hf"},
+    {"tuning": "full", "engine": "hf", "optimizer": "adafactor", "learning_rate": 1e-2},
 ]
 MORE_CELLS: list[dict[str, Any]] = [
     {"precision": "bf16", "engine": "hf", "grad_accum_steps": 1, "max_steps": 11},

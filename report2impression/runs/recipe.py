@@ -15,7 +15,7 @@ from report2impression.weights.options import LoraSettings, ModelConfig, Quantiz
 
 Objective = Literal["extract", "denoise"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
-OptimizerName = Literal["adamw", "adamw8bit"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class TrainConfig:
     deterministic: bool = False
     """Add gradients in the plan's order: the same bits on 1, 2 or more processes (on a CPU)."""
     learning_rate: float = 5e-5
-    """Peak of the linear schedule (step size of AdamW)."""
+    """Peak of the linear schedule (step size of the optimizer)."""
     warmup_steps: int = 500
     """Applied updates over which the learning rate rises from 0."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of AdamW (fraction of a weight per unit of learning rate)."""
+    """Decoupled weight decay (fraction of a weight per unit of learning rate)."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this L2 norm; 0 = never."""
     precision: Precision = "auto"
@@ -62,7 +62,8 @@ class TrainConfig:
     compile: bool = False
     """Compile the forward with torch.compile (worth its minutes on a GPU)."""
     optimizer: OptimizerName = "adamw"
-    """adamw = fused AdamW; adamw8bit = 8-bit states by bitsandbytes (extra "bnb")."""
+    """adamw = fused AdamW; adamw8bit = 8-bit states by bitsandbytes (extra "bnb"); adafactor = T5's
+    own, steps relative to each weight's size: to pre-train, with a learning rate of 1e-2 or so."""
     base_quantization: Quantization = "none"
     """Store the frozen base in 8 or 4 (nf4) bits by bitsandbytes (extra "bnb"); engine hf."""
     gradient_checkpointing: bool = False

@@ -44,9 +44,16 @@ def mix_seed(seed: int, step: int, shard: int) -> int:
 def build_optimizer(
     name: OptimizerName, weights: list[Parameter], rate: Tensor, *, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW whose learning rate is the tensor `rate`, read at every step."""
+    """The optimizer whose learning rate is the tensor `rate`, read at every step.
+
+    Adafactor (Shazeer and Stern 2018) is what T5 was pre-trained with: the step of a weight is
+    `rate` times the weight's own root mean square. T5 needs that, as its weights begin at scales
+    that lie a hundredfold apart.
+    """
     if name == "adamw":
         return torch.optim.AdamW(weights, lr=rate, weight_decay=weight_decay, fused=True)
+    if name == "adafactor":
+        return torch.optim.Adafactor(weights, lr=rate, weight_decay=weight_decay)
     import bitsandbytes  # an extra, and slow to load
 
     return bitsandbytes.optim.AdamW8bit(weights, lr=rate, weight_decay=weight_decay)
@@ -58,7 +65,7 @@ def apply_update(
     """Step and update the scale; a step that is not finite leaves weights and optimizer state
     alone.
 
-    Fused AdamW takes the flag on the device; bitsandbytes knows none. `scaler.step` is not used: it
+    Fused AdamW takes the flag on the device; the others know none. `scaler.step` is not used: it
     looks at gradients only, and a loss may overflow while they stay finite. `scaler.unscale_`,
     called before, has undone the scale and noted for `scaler.update` whether the gradients
     overflowed.
@@ -73,8 +80,8 @@ def apply_update(
 
 
 def _step_on_the_host(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """A step of bitsandbytes, which wants flag and rate as plain numbers: read together, the only
-    wait of the step. A rate left as a tensor would be read once for every weight."""
+    """A step of an optimizer that wants flag and rate as plain numbers: read together, the only
+    wait for them in the step. A rate left as a tensor would be read once for every weight."""
     group = optimizer.param_groups[0]
     rate = group["lr"]
     is_finite, group["lr"] = torch.stack([finite.to(rate.dtype), rate]).tolist()
