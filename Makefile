@@ -66,16 +66,13 @@ SYNTHETIC := $(BIN)/python -m report2impression synthetic --without_seeds '[0,1,
 tiny-base: .venv/installed
 	test -e $(BASE)/words/test.jsonl || \
 		$(SYNTHETIC) --output_dir $(BASE)/words --n_train 12000 --seed 1000
-	test -e $(BASE)/data_1/test.jsonl || \
-		$(SYNTHETIC) --output_dir $(BASE)/data_1 --n_train 200000 --seed 1001
-	test -e $(BASE)/data_2/test.jsonl || \
-		$(SYNTHETIC) --output_dir $(BASE)/data_2 --n_train 128000 --seed 1002
+	test -e $(BASE)/data/test.jsonl || \
+		$(SYNTHETIC) --output_dir $(BASE)/data --n_train 200000 --seed 1001
 	test -e $(BASE)/untrained || $(BIN)/python -m report2impression new-base \
 		--data.path $(BASE)/words --output_dir $(BASE)/untrained \
 		--d_model 192 --d_ff 512 --d_kv 32 --n_heads 6 --n_layers 3 --vocab_size 1200
 	$(LAUNCH) train_loop.py --config recipes/tiny_base.toml
-	$(LAUNCH) train_loop.py --config recipes/tiny_base_2.toml
-	rm -rf assets/tiny_base && cp -r $(BASE)/run_2/model assets/tiny_base
+	rm -rf assets/tiny_base && cp -r $(BASE)/run/model assets/tiny_base
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -301,7 +301,12 @@ def test_dropout_is_off_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize(
-    "where", [{"dropout": 0.1}, {"lora_dropout": 0.1}, {"dropout": 0.2, "lora_dropout": 0.2}]
+    "where",
+    [
+        pytest.param({"dropout": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"lora_dropout": 0.1}, marks=pytest.mark.slow),
+        {"dropout": 0.2, "lora_dropout": 0.2},
+    ],
 )
 def test_mean_loss_under_dropout_is_that_of_hf(where: dict[str, float]) -> None:
     model = adapted_t5(**where, num_layers=1)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from report2impression.weights.options import NewBaseConfig, new_base_settings
 if __name__ == "__main__":
     new_base_settings()  # --help and mistakes are answered before torch is loaded
 
+import re
 import shutil
 import string
 import tempfile
@@ -33,6 +34,7 @@ from report2impression.weights.tokenizer import load_tokenizer
 N_SENTINELS = 100  # <extra_id_0> ... <extra_id_99>, as in T5
 WORD_START = "\u2581"  # SentencePiece's mark of a blank
 LONGEST_PIECE = 16  # characters, SentencePiece's own limit
+NUMBER = re.compile(WORD_START + "[0-9]{1,2}")  # a size is copied in one step, or in few
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
@@ -70,7 +72,6 @@ def train_pieces(texts: list[str], vocab_size: int, prefix: Path) -> None:
         eos_id=1,
         unk_id=2,
         bos_id=-1,
-        split_digits=True,  # a size is copied digit by digit
         required_chars=string.ascii_letters + string.digits + string.punctuation,
         character_coverage=1.0,
         max_sentence_length=1_000_000,  # bytes; longer ones would be left out silently
@@ -80,7 +81,8 @@ def train_pieces(texts: list[str], vocab_size: int, prefix: Path) -> None:
 
 
 def seed_pieces(texts: list[str]) -> Counter[str]:
-    """Candidate pieces with their counts: all parts of words, up to whole words.
+    """Candidate pieces with their counts: all parts of words, up to whole words; of digits, only
+    numbers of one or two.
 
     SentencePiece's own seeds are parts that two different words share, so a small corpus gets no
     piece for a common word that stands alone, and is cut into twice as many tokens.
@@ -92,7 +94,8 @@ def seed_pieces(texts: list[str]) -> Counter[str]:
         for start in range(len(marked)):
             for end in range(start + 1, min(start + LONGEST_PIECE, len(marked)) + 1):
                 piece = marked[start:end]
-                if len(piece) == 1 or not any(map(str.isdigit, piece)):
+                has_digits = any(map(str.isdigit, piece))
+                if len(piece) == 1 or not has_digits or NUMBER.fullmatch(piece):
                     pieces[piece] += count
     return Counter({piece: n for piece, n in pieces.items() if n > 1 or len(piece) == 1})
 
