@@ -230,14 +230,14 @@ def test_unknown_headings_are_named_if_they_recur(
     folder = tmp_path / "train"
     put(folder / "good.txt", REPORT.format("a", "b"))
     for i in range(5):
-        put(folder / f"{i}.txt", f"BEVINDINGEN: geen\nOordeel - z\n{'SECRET: x' * (i > 0)}\n")
+        put(folder / f"{i}.txt", f"LAUSUNTO: geen\nOordeel - z\n{'SECRET: x' * (i > 0)}\n")
     try:
         read_split(str(tmp_path), "train", on_bad_row=on_bad_row)
         told = capsys.readouterr().err
     except UserError as error:
         told = str(error)
     assert "5 of 6 reports lack findings or impression" in told
-    assert "headings that are not known: BEVINDINGEN (5), OORDEEL (5); rename" in told
+    assert "headings that are not known: LAUSUNTO (5), OORDEEL (5); rename" in told
     assert "SECRET" not in told and "geen" not in told and "\n" not in told.strip()
 
 

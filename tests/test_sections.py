@@ -307,8 +307,66 @@ def test_findings_and_impression(report: str, findings: str, impression: str) ->
 
 
 def test_headings_of_unknown_meaning() -> None:
-    report = "BEVINDINGEN: a\nOordeel : b\nCT 3: c\nImpression: d\nx: e\nThe lungs are clear\n"
-    assert unknown_headings(report) == {"BEVINDINGEN", "OORDEEL"}
+    report = "LAUSUNTO: a\nOordeel : b\nCT 3: c\nImpression: d\nx: e\nThe lungs are clear\n"
+    assert unknown_headings(report) == {"LAUSUNTO", "OORDEEL"}
+
+
+@pytest.mark.parametrize(
+    ("findings", "impression", "history"),
+    [
+        ("Befund", "Beurteilung", "Klinische Fragestellung"),
+        ("Methodik und Befund", "Zusammenfassung", "Rechtfertigende Indikation"),
+        ("Hallazgos", "Impresión diagnóstica", "Motivo del estudio"),
+        ("Résultats", "Conclusion", "Contexte clinique"),
+        ("Compte-rendu", "Au total", "Motif de l'examen"),
+        ("Achados", "Conclusão", "Indicação clínica"),
+        ("Referto", "Conclusioni", "Quesito clinico"),
+        ("Bevindingen", "Conclusie", "Klinische gegevens"),
+        ("Verslag", "Beoordeling", "Vraagstelling"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["{}: x.\n{}: a. b.\n{}: c.", "{}: x?  {}: a. b.  {}: c."])
+def test_other_languages_on_lines_and_in_one(
+    findings: str, impression: str, history: str, layout: str
+) -> None:
+    for case in (str, str.upper):
+        texts = texts_of(layout.format(case(history), case(findings), case(impression)))
+        assert (texts["findings"], texts["impression"]) == ("a. b.", "c."), texts
+        assert texts["history"] in ("x.", "x?")
+
+
+LONG = "The lungs are clear and the heart is small."
+
+
+@pytest.mark.parametrize(
+    ("report", "findings"),
+    [
+        (f"{LONG}\nIMPRESSION: Normal.", LONG),
+        (f"HISTORY: pain\nSTRESS RESULTS: {LONG}\nCONCLUSIONS: Normal.", LONG),
+        (f"Impression: Normal.\nDiscussion: {LONG}", LONG),
+        (f"CT ABDOMEN\nIMPRESSION: {LONG}", ""),  # a title
+        (f"MEDICATIONS: {LONG}\nIMPRESSION: Normal.", ""),
+        (f"IMPRESSION: Normal.\nSTRESS VALUES: {LONG}", ""),
+        (f"{LONG}\nIMPRESSION:\n", ""),
+        (f"{LONG}\nFINDINGS: none\nIMPRESSION: Normal.", "none"),
+    ],
+)
+def test_what_stands_before_the_impression_stands_in_for_findings(
+    report: str, findings: str
+) -> None:
+    assert text_of(report, "findings") == findings
+    marked = [section for section in find_sections(report) if section.instead]
+    assert [section.name for section in marked] == ["findings"] * bool(findings == LONG)
+
+
+def test_of_two_words_that_may_interpret_the_last_is_the_impression() -> None:
+    texts = texts_of("SUMMARY: The nerve is slow.\nINTERPRETATION: Neuropathy.\n")
+    assert (texts["findings"], texts["impression"]) == ("The nerve is slow.", "Neuropathy.")
+
+
+def test_a_plan_is_no_impression() -> None:
+    assert text_of("FINDINGS: a\nASSESSMENT: b\nPLAN: come again\n", "impression") == "b"
+    assert text_of("FINDINGS: a\nASSESSMENT AND PLAN: b\n", "impression") == "b"
 
 
 def check(report: str, found: list[Section]) -> None:

@@ -22,7 +22,7 @@ WORDS = {
         "impression": (
             "impression, conclusion, opinion, interpretation, summary, assessment, "
             "final impression, diagnostic impression, impression and recommendation, "
-            "impression and plan, final diagnosis, radiological diagnosis"
+            "impression and plan, assessment and plan, final diagnosis, radiological diagnosis"
         ),
         "comparison": (
             "comparison, comparisons, comparison study, prior study, prior studies, prior exam, "
@@ -44,13 +44,19 @@ WORDS = {
         "examination": "examination, exam, study, type of examination",
         "other": (
             "recommendation, recommendations, notification, addendum, wet read, attestation, "
-            "note, comment, dose, radiation dose, contrast, medication, "
+            "note, comment, dose, radiation dose, contrast, medication, medications, allergies, "
+            "anesthesia, complications, procedure done, fluoro time, plan, pertinent medications, "
+            "current medications, meds, pmh, shx, fhx, shx fhx, ros, physical examination, "
+            "physical exam, social history, family history, "
             "electronically signed by, signed by, dictated by, date, final report, "
             "preliminary report, discussion, communication"
         ),
     },
     "de": {
-        "findings": "befund, befunde, befundbeschreibung, befund und beurteilung",
+        "findings": (
+            "befund, befunde, befundbeschreibung, befund und beurteilung, befund beurteilung, "
+            "technik und befund, methodik und befund, untersuchungstechnik und befund"
+        ),
         "impression": "beurteilung, zusammenfassende beurteilung, zusammenfassung, diagnose",
         "comparison": "vergleich, voruntersuchung, voruntersuchungen, voraufnahmen",
         "technique": "technik, methode, methodik, untersuchungstechnik",
@@ -62,26 +68,75 @@ WORDS = {
         "other": "empfehlung, procedere, prozedere, strahlenexposition, kontrastmittel",
     },
     "es": {
-        "findings": "hallazgos, descripcion",
-        "impression": "impresion, impresion diagnostica, conclusiones, juicio diagnostico",
-        "comparison": "comparacion, estudios previos",
-        "technique": "tecnica",
-        "history": "antecedentes, indicacion, motivo, datos clinicos, informacion clinica",
+        "findings": "hallazgos, descripcion, informe, descripcion de hallazgos, resultados",
+        "impression": (
+            "impresion, impresion diagnostica, conclusiones, juicio diagnostico, diagnostico, "
+            "impresion radiologica, diagnostico radiologico, valoracion"
+        ),
+        "comparison": "comparacion, estudios previos, estudio previo, exploraciones previas",
+        "technique": "tecnica, protocolo, tecnica de exploracion",
+        "history": (
+            "antecedentes, indicacion, indicaciones, motivo, datos clinicos, informacion clinica, "
+            "motivo de consulta, motivo del estudio, motivo de la exploracion, historia clinica"
+        ),
+        "other": "recomendaciones, recomendacion, contraste",
     },
     "fr": {
-        "findings": "resultat, resultats, constatations",
-        "comparison": "comparaison, examens anterieurs",
-        "history": "renseignements cliniques, antecedents",
+        "findings": (
+            "resultat, resultats, constatations, description, compte rendu, analyse, observation"
+        ),
+        "impression": "synthese, au total, conclusion diagnostique, impression diagnostique",
+        "comparison": "comparaison, comparaisons, examens anterieurs, examen anterieur",
+        "technique": "technique d examen, protocole",
+        "history": (
+            "renseignements cliniques, antecedents, contexte, contexte clinique, "
+            "indication clinique, motif, motif de l examen, informations cliniques"
+        ),
+        "other": "recommandation, recommandations, produit de contraste, dosimetrie",
     },
     "pt": {
-        "findings": "achados, relatorio",
-        "impression": "impressao, impressao diagnostica, conclusao",
-        "comparison": "comparacao",
-        "history": "indicacao, dados clinicos",
+        "findings": "achados, relatorio, descricao, analise, aspectos observados",
+        "impression": (
+            "impressao, impressao diagnostica, conclusao, conclusoes, hipotese diagnostica, opiniao"
+        ),
+        "comparison": "comparacao, exames anteriores, exame anterior",
+        "technique": "tecnica, metodo, tecnica do exame, protocolo",
+        "history": (
+            "indicacao, indicacao clinica, dados clinicos, historia clinica, informacao clinica, "
+            "informacoes clinicas, motivo do exame"
+        ),
+        "other": "recomendacoes, recomendacao, contraste",
+    },
+    "it": {
+        "findings": "referto, reperti, reperto, descrizione, esito",
+        "impression": (
+            "conclusioni, conclusione, impressione diagnostica, giudizio diagnostico, diagnosi, "
+            "impressioni, conclusioni diagnostiche"
+        ),
+        "comparison": "confronto, esami precedenti, precedenti, esame precedente",
+        "technique": "tecnica, tecnica di esame, tecnica d esame, metodica, protocollo",
+        "history": (
+            "anamnesi, indicazione, indicazioni, quesito clinico, quesito diagnostico, "
+            "notizie cliniche, dati clinici, motivo dell esame"
+        ),
+        "other": "raccomandazioni, mezzo di contrasto, nota",
+    },
+    "nl": {
+        "findings": "bevindingen, bevinding, verslag, beschrijving, resultaten",
+        "impression": "conclusie, beoordeling, samenvatting, indruk",
+        "comparison": "vergelijking, vorig onderzoek, eerder onderzoek, ter vergelijking",
+        "technique": "techniek, methode, onderzoekstechniek, protocol",
+        "history": (
+            "klinische gegevens, indicatie, vraagstelling, klinische vraagstelling, anamnese, "
+            "voorgeschiedenis, klinische informatie, reden van onderzoek"
+        ),
+        "other": "advies, contrast, aanbeveling",
     },
 }
 # These may also sum up or interpret on the way: where another word says impression, that one does.
-WEAK = frozenset(("summary", "assessment", "interpretation", "discussion", "zusammenfassung"))
+WEAK = frozenset(
+    ("summary", "assessment", "interpretation", "discussion", "zusammenfassung", "samenvatting")
+)
 _NAME_OF = {
     word.strip(): name
     for language in WORDS.values()

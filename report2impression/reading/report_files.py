@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from report2impression.reading.rows import MAX_LINE_BYTES, PlacedRow, Row, Table, told
-from report2impression.reading.sections import NAMES, all_texts_of, chosen, unknown_headings
+from report2impression.reading.sections import (
+    NAMES,
+    all_texts_of,
+    chosen,
+    stands_in,
+    unknown_headings,
+)
 
 LEAST = 5  # reports in which words recur that may be told: then they are no report's own text
 MANY_LACKING = 0.1  # share of reports
@@ -50,7 +56,7 @@ class _Reports:
         return Table(self._name, "txt", columns, lambda _: self._rows(), self._notes)
 
     def _clear(self) -> None:
-        self._n = self._n_several = self._n_lacking = 0
+        self._n = self._n_several = self._n_lacking = self._n_instead = 0
         self._titles: Counter[str] = Counter()
 
     def _rows(self) -> Iterator[PlacedRow]:
@@ -66,6 +72,7 @@ class _Reports:
             return str(report)
         every = all_texts_of(report)
         self._n_several += len(every.get("impression", ())) > 1
+        self._n_instead += "findings" in every and stands_in(report)
         if not {"findings", "impression"} <= every.keys():
             self._n_lacking += 1
             titles = unknown_headings(report)
@@ -82,6 +89,12 @@ class _Reports:
             notes.append(
                 f"{self._name}: {self._n_several:,} of {self._n:,} reports have several "
                 "impressions; the last one counts"
+            )
+        if self._n_instead:
+            notes.append(
+                f"{self._name}: {self._n_instead:,} of {self._n:,} reports have no findings "
+                "heading; what stands before the impression was taken (report2impression sections "
+                "shows it)"
             )
         ranked = sorted(self._titles.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
         recurring = [(title, n) for title, n in ranked if n >= LEAST]

@@ -18,7 +18,8 @@ a name stands in capitals, small letters do not make a heading of it. In finding
 unknown capitals ("LUNGS:") are part of the text. The words are those of `reading.headings`.
 Sections also end at the lines of `reading.closings`; a rule right below a heading underlines it.
 Where no heading says findings, the sections that are named after an examination or a part of the
-body ("CT HEAD: There is ...") are the findings. Headings within page breaks, `(Over) ... (Cont)`,
+body ("CT HEAD: There is ...") are the findings, else everything of unknown meaning before the
+impression is, marked as `instead`. Headings within page breaks, `(Over) ... (Cont)`,
 do not count, and `text_of` leaves the page breaks out. Of several impressions the last that is not
 empty counts: the final report follows a preliminary one, and an addendum the report.
 """
@@ -52,11 +53,12 @@ _WITHIN_LINE = re.compile(
     rf"(?P<title>[A-Z][A-Z ]{{3,40}}[A-Z])(?P<colon>{_BLANK}*+:))(?=\s)"
 )
 _AFTER_FULL_STOP = re.compile(
-    rf"(?<=[.?! ] )(?P<head>(?P<ordinal>{_ORDINAL})?(?P<title>{_TITLE})"
+    rf"(?<=[.?! ] )(?P<head>(?P<ordinal>{_ORDINAL})?(?P<title>{_TITLE.replace('.', '', 1)})"
     rf"(?P<colon>{_BLANK}*+:))(?=\s)"
 )
 _RULE, _WORDED = "rule", frozenset((*NAMES, "examination"))
 _MAX_HINT_WORDS = 4
+_LEAST_WORDS = 5  # a preamble of fewer is a title
 _PAGE_MARK = re.compile(r"\((?:Over|Cont)\)")
 _EXAMINED = re.compile(
     r"\b(CTA?|MR[IAV]?|US|ULTRASOUND|X-?RAYS?|RADIOGRAPHS?|PET|HEAD|BRAIN|NECK|CHEST|ABDOMEN|"
@@ -67,13 +69,15 @@ _EXAMINED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """`report[start:end]` is the text, `report[heading_start:heading_end]` the heading."""
+    """`report[start:end]` is the text, `report[heading_start:heading_end]` the heading; `instead`:
+    no heading says so, it stands in for the findings."""
 
     name: str
     heading_start: int
     heading_end: int
     start: int
     end: int
+    instead: bool = False
 
 
 def find_sections(report: str) -> list[Section]:
@@ -91,9 +95,11 @@ def find_sections(report: str) -> list[Section]:
         span = _stripped(report, title_end, next_start)
         found.append(Section(name, title_start, title_end, *span))
     found = _without_weak(report, found)
-    if any(section.name == "findings" for section in found):
-        return found
-    return [_as_findings(report, section) for section in found]
+    if not any(section.name == "findings" for section in found):
+        found = [_as_findings(report, section) for section in found]
+    if not any(section.name == "findings" for section in found):
+        found = _instead(report, found)
+    return found
 
 
 def text_of(report: str, name: str) -> str:
@@ -127,6 +133,11 @@ def all_texts_of(report: str) -> dict[str, list[str]]:
     return parts
 
 
+def stands_in(report: str) -> bool:
+    """Whether its findings are what stands before the impression, without a heading of theirs."""
+    return any(section.instead for section in find_sections(from_hl7(report)))
+
+
 def unknown_headings(report: str) -> set[str]:
     """The words, in capitals, of what looks like a heading of unknown meaning: few words without
     digits at the start of a line, before a colon or a dash."""
@@ -152,7 +163,10 @@ def _without_weak(report: str, sections: list[Section]) -> list[Section]:
         s for s, weak in zip(sections, is_weak, strict=True) if s.name == "impression" and not weak
     ]
     if not any(s.end > s.start for s in strong):
-        return sections
+        weak = [i for i, is_one in enumerate(is_weak) if is_one]
+        if len({titles[i] for i in weak}) < 2:
+            return sections
+        is_weak[weak[-1]] = False  # SUMMARY, then INTERPRETATION
     has_findings = any(s.name == "findings" for s in sections)
     instead = "other" if has_findings else "findings"
     pairs = zip(sections, is_weak, strict=True)
@@ -191,6 +205,28 @@ def _as_findings(report: str, section: Section) -> Section:
     title = report[section.heading_start : section.heading_end]
     is_exam = section.name == "other" and section.end > section.start and _EXAMINED.search(title)
     return replace(section, name="findings") if is_exam else section
+
+
+def _instead(report: str, sections: list[Section]) -> list[Section]:
+    """What stands before the impression, and says of no known section, is the findings."""
+    last = next((s for s in sections if s.name == "impression" and s.end > s.start), None)
+    if last is None:
+        return sections
+    return [
+        replace(s, name="findings", instead=True)
+        if _may_be_findings(report, s, is_before=s.start < last.start)
+        else s
+        for s in sections
+    ]
+
+
+def _may_be_findings(report: str, section: Section, *, is_before: bool) -> bool:
+    if section.name not in ("preamble", "other"):
+        return False
+    title = report[section.heading_start : section.heading_end].strip(" :")
+    is_meant = is_before and (not title or name_of(title, has_colon=True) == UNKNOWN)
+    is_long = report.count(" ", section.start, section.end) >= _LEAST_WORDS
+    return is_long and (is_meant or plain(title) in WEAK)
 
 
 def _headings(report: str) -> list[tuple[str, int, int]]:

@@ -53,6 +53,8 @@ def main() -> None:
     for file, report in read_reports(config.input):
         for section in find_sections(report):
             row = {"file": file, "name": section.name, "start": section.start, "end": section.end}
+            if section.instead:
+                row["instead"] = True
             if config.text:
                 row["heading"] = report[section.heading_start : section.heading_end]
                 row["text"] = report[section.start : section.end]
