@@ -218,7 +218,11 @@ def evaluate(
     groups = [pair.group or None for pair in pairs]
     inputs = Inputs([p.id for p in pairs], groups, prompts, references, outputs, train, limits)
     evaluation = compare(
-        inputs, stemmer=config.stemmer, seed=config.seed, n_resamples=config.n_resamples
+        inputs,
+        stemmer=config.stemmer,
+        tokens=config.tokens,
+        seed=config.seed,
+        n_resamples=config.n_resamples,
     )
     by_system = {n: faithfulness.rates(flags, config.seed) for n, flags in marked().items()}
     agreed = ask(agreement.counts_by, generated.texts, references)()  # where spaCy is loaded

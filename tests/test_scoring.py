@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from report2impression.scoring import baselines, splitter
+from report2impression.scoring.guard_rails import of_scores
 from report2impression.scoring.rouge_bleu import (
     ALL_METRICS,
     ALL_ROUGE,
@@ -149,6 +150,42 @@ def test_rouge_by_hand():
 def test_stemmer_is_on_by_default():
     assert rouge(["effusions"], ["effusion"])["rouge1"][0] == 1.0
     assert rouge(["effusions"], ["effusion"], stemmer=False)["rouge1"][0] == 0.0
+
+
+def test_words_of_any_script():
+    """A golden one: words as letters of their own alphabet are what words of a-z are."""
+    latin = [("the large mass", "a large mass lies"), ("no mass", "mass"), ("new", "old")]
+    cyrillic = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопқрстувщхыз")
+    translated = [[text.translate(cyrillic) for text in pair] for pair in latin]
+    wanted = rouge(*zip(*latin, strict=True), stemmer=False)
+    ours = rouge(*zip(*translated, strict=True), tokens="unicode")
+    assert all(np.array_equal(ours[name], wanted[name]) for name in ROUGE)
+    assert rouge(*zip(*translated, strict=True))["rouge1"].sum() == 0
+
+
+def test_unicode_words_are_whole_and_equal_in_any_case_and_form():
+    def f1(a, b, **how):
+        return rouge([a], [b], **how)["rouge1"][0]
+
+    assert f1("Größe", "grÖSSE", tokens="unicode") == 1.0
+    assert f1("gro\u0308\u00dfe", "größe", tokens="unicode") == 1.0  # two ways to write it
+    assert f1("größe", "gräte", tokens="unicode") == 0.0 < f1("größe", "gräte")
+    predictions, references = random_pairs(200, seed=7)
+    plain = rouge(predictions, references)
+    told = rouge(predictions, references, tokens="unicode")
+    ascii_only = [p.isascii() and r.isascii() for p, r in zip(predictions, references, strict=True)]
+    assert any(ascii_only)
+    assert np.array_equal(plain["rougeL"][ascii_only], told["rougeL"][ascii_only])
+
+
+@pytest.mark.parametrize(("texts", "is_told"), [(["größe", "a"], True), (["a"] * 40, False)])
+def test_words_that_rouge_drops_are_told(texts, is_told):
+    found = {"lora": statistics(texts, texts)}
+    rails = of_scores(found, texts, {"lora": texts})
+    assert ("words_cut" in {rail["name"] for rail in rails}) == is_told
+    assert not {"words_cut", "not_for_rouge"} & {
+        rail["name"] for rail in of_scores(found, texts, {"lora": texts}, "unicode")
+    }
 
 
 def test_rouge_lsum_splits_at_newlines_only():

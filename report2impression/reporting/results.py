@@ -192,10 +192,11 @@ def print_scores(figures: dict[str, Any], *, beside_published: bool = False) -> 
         for name, row in published.SCORES.items()
         if beside_published
     ]
-    stemmer = figures["signature"]["stemmer"]
+    how = figures["signature"]
+    words = f", words: {how['rouge_tokens']}" if "rouge_tokens" in how else ""
     title = (
         f"{figures['n']:,} test reports, percent with 95 % intervals "
-        f"(ROUGE F, stemmer: {stemmer}; rougeLsum as published = L on one line)"
+        f"(ROUGE F, stemmer: {how['stemmer']}{words}; rougeLsum as published = L on one line)"
     )
     print_table(title, ("", *SHOWN_METRICS), rows, digits=1)
     print_paired(figures["paired"], "LoRA - base")

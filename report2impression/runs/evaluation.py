@@ -50,6 +50,8 @@ class EvalConfig(DecodingConfig):
     """Seed of the sample, of the bootstrap and of the random swaps."""
     stemmer: bool = True
     """Porter stemmer in ROUGE (rouge-score's use_stemmer)."""
+    tokens: Literal["published", "unicode"] = "published"
+    """Words of ROUGE: of a-z and digits only, as rouge-score has it, or of any script."""
     n_resamples: int = 10_000
     """Bootstrap resamples and random swaps behind intervals and p values."""
     show_text: int = 0

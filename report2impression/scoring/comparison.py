@@ -27,6 +27,7 @@ from report2impression.scoring.rouge_bleu import (
     ALL_METRICS,
     ALL_ROUGE,
     Statistics,
+    TokenKind,
     bleu_of_counts,
     metrics_of_sums,
     signature,
@@ -77,12 +78,17 @@ class Evaluation:
 
 
 def compare(
-    inputs: Inputs, *, stemmer: bool = True, seed: int = 0, n_resamples: int = RESAMPLES
+    inputs: Inputs,
+    *,
+    stemmer: bool = True,
+    tokens: TokenKind = "published",
+    seed: int = 0,
+    n_resamples: int = RESAMPLES,
 ) -> Evaluation:
     """All figures of scores.json that need no model. ValueError if there are no reports, or if a
     system has not exactly one output for each."""
     found = {
-        system: statistics(outputs, inputs.references, stemmer=stemmer)
+        system: statistics(outputs, inputs.references, stemmer=stemmer, tokens=tokens)
         for system, outputs in inputs.outputs.items()
     }
     figures: Figures = {"n": len(inputs.ids)}
@@ -107,10 +113,10 @@ def compare(
         brevity_penalties={n: one.bleu_score().brevity_penalty for n, one in ours.items()},
         limits=inputs.limits,
     )
-    figures["guard_rails"] += of_scores(ours, inputs.references, texts)
+    figures["guard_rails"] += of_scores(ours, inputs.references, texts, tokens)
     texts = {**inputs.outputs, "reference": inputs.references}
     figures["describe"] = {name: describe(text, inputs.sources) for name, text in texts.items()}
-    figures["signature"] = signature(stemmer)
+    figures["signature"] = signature(stemmer, tokens)
     ids_sha256 = hashlib.sha256(json.dumps(list(inputs.ids)).encode()).hexdigest()
     figures["sample"] = {"seed": seed, "ids_sha256": ids_sha256}
     figures["resampling"] = {"interval": "95 % percentile bootstrap of the reports", **how}

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from report2impression.scoring.describe import loops, n_equal
-from report2impression.scoring.rouge_bleu import Statistics
+from report2impression.scoring.rouge_bleu import Statistics, TokenKind
 
 LEAST_BREVITY_PENALTY = 0.8
+MANY_CUT = 0.05  # share of words of which ROUGE as published sees parts
 MANY_SHORT = 0.5  # share of outputs that have no run of four words
 ROUGE_SEES = re.compile("[a-z0-9]", re.IGNORECASE | re.ASCII)
 Rail = dict[str, Any]
@@ -121,15 +122,25 @@ def of_scores(
     statistics: Mapping[str, Statistics],
     references: Sequence[str],
     outputs: Mapping[str, Sequence[str]],
+    tokens: TokenKind = "published",
 ) -> list[Rail]:
     """Figures that do not apply: ROUGE sees only a-z and digits, BLEU needs four words in a row."""
     n, rails = len(references), []
-    for name, texts in {"reference": references, **outputs}.items():
+    is_published = tokens == "published"
+    words = re.findall(r"\w+", " ".join(references)) if is_published else []
+    n_cut = sum(not word.isascii() for word in words)
+    if n_cut > MANY_CUT * len(words):
+        told = (
+            f"{n_cut:,} of {len(words):,} words of the references have letters that ROUGE as "
+            "published drops: score with --tokens unicode"
+        )
+        rails.append(_rail("words_cut", "reference", n_cut, told))
+    for name, texts in {"reference": references, **outputs}.items() if is_published else ():
         count = sum(bool(text.strip()) and not ROUGE_SEES.search(text) for text in texts)
         if count:
             told = (
                 f"{count:,} of {n:,} {_texts_of(name)} have no letter a-z and no digit, all that "
-                "ROUGE sees: their ROUGE is 0 by definition; read BLEU, and the texts"
+                "ROUGE as published sees: it is 0 by definition; score with --tokens unicode"
             )
             rails.append(_rail("not_for_rouge", name, count, told))
     for system in outputs:

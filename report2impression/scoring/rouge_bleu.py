@@ -2,7 +2,9 @@
 
 ROUGE is the arithmetic mean of the per-report F1, not the bootstrap median some scripts print, and
 rougeLsum is "as published": sentences split at newlines only, which impressions do not have.
-rougeLsum_split is the same measure after our own splitter. `rouge_score_rs` gives the very bits
+rougeLsum_split is the same measure after our own splitter. ROUGE as published sees a-z and digits
+only, and reads "größe" as "gr" and "e"; with `tokens` "unicode" a word is a word in any script.
+`rouge_score_rs` gives the very bits
 of Google's `rouge_score` (golden test), faster. BLEU is corpus sacreBLEU with its defaults (13a).
 
 Both are functions of sums over reports: of F1, and of n-gram counts. `Statistics` keeps each
@@ -10,10 +12,12 @@ report's terms of these sums, so that a resample of the reports costs additions,
 Shapes: N reports; predictions[i] is scored against references[i]. C = 15 columns of statistics.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import sacrebleu
@@ -24,6 +28,7 @@ from report2impression.scoring import splitter
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+TokenKind = Literal["published", "unicode"]
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 METRICS = (*ROUGE, "bleu")
@@ -89,11 +94,15 @@ class Statistics:
 
 
 def statistics(
-    predictions: Sequence[str], references: Sequence[str], *, stemmer: bool = True
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    stemmer: bool = True,
+    tokens: TokenKind = "published",
 ) -> Statistics:
     """Each report's terms of all figures; ValueError if N is 0."""
-    f1 = rouge(predictions, references, stemmer=stemmer)
-    lines = [splitter.one_per_line(texts) for texts in (references, predictions)]
+    f1 = rouge(predictions, references, stemmer=stemmer, tokens=tokens)
+    lines = [splitter.one_per_line(seen(texts, tokens)) for texts in (references, predictions)]
     split = RougeScorer(["rougeLsum"], use_stemmer=stemmer).score_batch(*lines)
     f1[SPLIT] = np.array([result["rougeLsum"].fmeasure for result in split])
     metric = sacrebleu.BLEU(effective_order=True)  # else it warns; the counts are the same
@@ -103,13 +112,33 @@ def statistics(
 
 
 def rouge(
-    predictions: Sequence[str], references: Sequence[str], *, stemmer: bool = True
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    stemmer: bool = True,
+    tokens: TokenKind = "published",
 ) -> dict[str, Floats]:
     """F1 in [0, 1] of each report, one array (N,) per name in ROUGE; ValueError if N is 0."""
     _check_pairs(predictions, references)
     scorer = RougeScorer(ROUGE, use_stemmer=stemmer)
-    results = scorer.score_batch(references, predictions)
+    results = scorer.score_batch(seen(references, tokens), seen(predictions, tokens))
     return {name: np.array([result[name].fmeasure for result in results]) for name in ROUGE}
+
+
+def seen(texts: Sequence[str], tokens: TokenKind) -> Sequence[str]:
+    """The texts as ROUGE is to see them. "unicode": each word with other letters than a-z as a
+    number of its own, so that equal words stay equal, and no stemmer cuts them."""
+    if tokens == "published":
+        return texts
+    return [_WORD.sub(_as_number, unicodedata.normalize("NFKC", text)) for text in texts]
+
+
+_WORD = re.compile(r"\w+")
+
+
+def _as_number(word: re.Match[str]) -> str:
+    text = word[0]
+    return text if text.isascii() else "".join(f"{ord(sign):07d}" for sign in text.casefold())
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> BleuScore:
@@ -162,11 +191,12 @@ def bleu_of_counts(counts: Floats | Counts, *, effective_order: bool = False) ->
     return np.where(defined, 100 * brief * geometric, 0.0)
 
 
-def signature(stemmer: bool) -> dict[str, str]:
+def signature(stemmer: bool, tokens: TokenKind = "published") -> dict[str, str]:
     """All that two runs must share for their scores to be comparable (versions included)."""
     return {
         "rouge": f"rouge_score_rs {version('rouge_score_rs')}",
         "stemmer": "porter" if stemmer else "none",
+        **({} if tokens == "published" else {"rouge_tokens": tokens}),
         "rougeLsum_splitter": "newline",
         "rougeLsum_split_splitter": splitter.VERSION,
         "rouge_mean": "arithmetic",
