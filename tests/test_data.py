@@ -212,12 +212,12 @@ def test_extract_reads_findings_and_labels_the_impression(
 
 
 def test_statistics_of_extract(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    config = DataConfig(max_source_tokens=24, max_target_tokens=12, cache_dir=str(tmp_path))
+    config = DataConfig(max_source_tokens=20, max_target_tokens=12, cache_dir=str(tmp_path))
     data = built(invented_split(40), tokenizer, config)
     source, target = data.statistics()
     assert (source.split, source.side, target.side) == ("train", "source", "target")
     assert (source.examples, target.examples) == (40, 40)
-    assert (source.longest, target.longest) == (24, 12)
+    assert (source.longest, target.longest) == (20, 12)
     assert 0 < source.truncated < 40 and 0 < target.truncated < 40
     assert source.mean == pytest.approx(data.source_lengths.mean())
     assert source.mean <= source.p95 <= source.longest
