@@ -57,7 +57,8 @@ def assert_same(ours: list[Output], theirs: list[Output]) -> None:
     for o, t in zip(ours, theirs, strict=True):
         assert (o.score is None) == (t.score is None)
         if o.score is not None:
-            assert o.score == pytest.approx(t.score, rel=1e-5, abs=1e-5)
+            # Attention of the talkative model is 20 times as sharp, and rounds as much coarser.
+            assert o.score == pytest.approx(t.score, rel=1e-4, abs=1e-4)
 
 
 SETTINGS = [
