@@ -39,6 +39,7 @@ from report2impression.extracting.options import ExtractorConfig
 from report2impression.extracting.reports import FINDINGS, Columns, Report, findings_of
 from report2impression.extracting.urgency import read_table
 from report2impression.program.config import load
+from report2impression.program.unseen import has_ink
 from report2impression.runs.evaluation import BaseConfig, as_trained
 from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.folders import find_trained
@@ -145,6 +146,8 @@ class Extractor:
         if config.min_confidence and (output.confidence or 0.0) < config.min_confidence:
             reason = f"the confidence is below {config.min_confidence:g}"
             return said(status=ABSTAINED, reason=reason, **known)
+        if not has_ink(text):
+            return said(status=ABSTAINED, reason="the model wrote nothing", **known)
         built = moved(structure(text, source, urgency=self.table), places())
         reasons = [
             f"the findings were cut at {self.prompts.longest} tokens" if is_cut else "",
