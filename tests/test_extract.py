@@ -73,6 +73,13 @@ def test_the_texts_are_those_of_the_evaluation(
     assert generated.texts["lora"] != generated.texts["base"]
     n_cut = sum(one.truncated_source for one in found)
     assert n_cut == generated.sample.source.n_truncated > 0
+    if form == "model":
+        with pytest.raises(ConfigError, match="no adapter"):
+            Extractor(folder, untrained=True)
+        return
+    before = Extractor(folder, device="cpu", untrained=True, confidence=False, **SHORT, **search)
+    found = before([{"prompt": pair.prompt} for pair in generated.sample.pairs])
+    assert [one.text for one in found] == generated.texts["base"]
 
 
 @pytest.mark.parametrize("engine", ["hf", "ctranslate2"])
@@ -220,6 +227,14 @@ def test_unsupported_impressions_are_kept_flagged_or_withheld(
     assert "laterality" in found["flag"].reason and found["flag"].text
     assert found["abstain"].status == "abstained" and not found["abstain"].text
     assert "12" not in json.dumps(found["abstain"].as_json()["reason"])
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_fhir_tells_how_urgent_it_is_only_if_asked(asked: bool, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"impression": "volvulus"}\n')
+    flags = [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.ndjson'}"]
+    extract.main(["--structure_only", *flags, f"--fhir_urgency={str(asked).lower()}"])
+    assert ("RID49480" in (tmp_path / "out.ndjson").read_text()) == asked
 
 
 def test_nothing_written_is_no_draft(extractor: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:

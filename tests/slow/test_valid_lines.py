@@ -5,7 +5,6 @@ REPORT2IMPRESSION_ADAPTER=RUN/adapter has them written by that model instead of 
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from report2impression.corpora.synthetic import generate
+from tests.slow.conftest import Adapter
 from tests.tiny import ROOT, python
 from tests.valid import check_fhir, check_record, has_text
 
@@ -69,16 +69,13 @@ def test_every_line_is_valid(
     given: str,
     writes: str,
     inputs: dict[str, tuple[Path, int]],
-    trained: Path,
+    adapter: Adapter,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if given not in inputs:
         pytest.skip("the notes are not here")
     file, n = inputs[given]
-    adapter = os.environ.get("REPORT2IMPRESSION_ADAPTER")
-    short = [f"--adapter={trained / 'adapter'}", "--max_new_tokens=12"]
-    model = [f"--adapter={adapter}"] if adapter else short
-    flags = ["--structure_only"] if writes == "structure_only" else [*model, "--cpu"]
+    flags = ["--structure_only"] if writes == "structure_only" else adapter.flags
     statuses: Counter[str] = Counter()
     for record in records(file, *flags, "--format=json"):
         check_record(record)
