@@ -120,9 +120,22 @@ def test_each_kind_of_answer(plain: Served) -> None:
     assert json.loads(body) == {"resourceType": "Bundle", "n": 2}
     status, _, body = plain.ask("/summarization", {"inputs": ["one", "two"]})
     assert json.loads(body) == [{"summary_text": written("one")}, {"summary_text": written("two")}]
-    assert json.loads(plain.ask("/v1/model")[2]) == {"model": "stand-in"}
+    assert json.loads(plain.ask("/v1/model")[2]) == {
+        "model": "stand-in",
+        "compares": False,
+    }
     assert plain.ask("/healthz")[0] == plain.ask("/readyz")[0] == 200
     assert "/v1/impressions" in json.loads(plain.ask("/openapi.json")[2])["paths"]
+
+
+def test_the_base_answers_beside_it_if_it_is_there(plain: Served) -> None:
+    asked = {"reports": [{"id": "a", "text": "one"}]}
+    assert plain.ask("/v1/base", asked)[0] == 404
+    with served(base=Decoder(lambda report: {"impression": "unlearned", "items": []})) as both:
+        assert json.loads(both.ask("/v1/model")[2])["compares"]
+        for path, said in (("/v1/base", "unlearned"), ("/v1/impressions", written("one"))):
+            (row,) = json.loads(both.ask(path, asked)[2])["impressions"]
+            assert (row["id"], row["impression"]) == ("a", said)
 
 
 def test_the_hubs_own_client(plain: Served) -> None:

@@ -39,10 +39,12 @@ from report2impression.extracting.options import ExtractorConfig
 from report2impression.extracting.reports import FINDINGS, Columns, Report, findings_of
 from report2impression.extracting.urgency import read_table
 from report2impression.program.config import load
+from report2impression.program.errors import ConfigError
 from report2impression.program.unseen import has_ink
 from report2impression.runs.evaluation import BaseConfig, as_trained
 from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.folders import find_trained
+from report2impression.weights.loading import load_base
 from report2impression.weights.trained import trained_model, trained_tokenizer, weights_sha256
 
 
@@ -55,21 +57,26 @@ class Extractor:
         *,
         base: BaseConfig | None = None,
         device: str | torch.device | None = None,
+        untrained: bool = False,
         **options: Any,
     ) -> None:
         """What a run trained (RUN/adapter or RUN/model), or a merged model; `base`: another place
-        of the base; `device`: none = a GPU where there is one; `options`: ExtractorConfig's.
+        of the base; `device`: none = a GPU where there is one; `untrained`: the adapter's base, as
+        it was before; `options`: ExtractorConfig's.
 
         Raises ConfigError if there is no such model or option.
         """
-        self._made_by = partial(Extractor, adapter, base=base, device=device, **options)
+        places: dict[str, Any] = {"base": base, "device": device, "untrained": untrained}
+        self._made_by = partial(Extractor, adapter, **places, **options)
         self.config = config = ExtractorConfig(**options)
         self.table = read_table(config.urgency) if config.urgency else None
         found = find_trained(adapter)
+        if untrained and not found.is_adapter:
+            raise ConfigError(f"{adapter} is no adapter: there is no base to compare it with")
         trained = load(TrainConfig, found.recipe)
         model_config = as_trained(base or BaseConfig(), trained.model)
         self.tokenizer = trained_tokenizer(found, model_config)
-        model = trained_model(found, model_config)
+        model = load_base(model_config) if untrained else trained_model(found, model_config)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.prompts = Prompts(self.tokenizer, trained.data)
         own = filter(None, [trained.data.source_column])
@@ -78,7 +85,7 @@ class Extractor:
         self._origin = partial(
             origin,
             model=Path(trained.model.path).name if found.is_adapter else found.path.name,
-            sha256=weights_sha256(found),
+            sha256="" if untrained else weights_sha256(found),
             decoding=_described(config),
         )
 
