@@ -10,7 +10,6 @@ line is JSON.
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,13 @@ from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.folders import find_trained
 
 PART = 50
+# A small process starts the program: a child's peak is no less than what its parent had.
+WAITS = """
+import os, subprocess, sys
+_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:]).pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,16 @@ def peak(config: ExtractionConfig, given: Path, folder: str) -> dict[str, Any]:
     what = ["--structure_only"] if config.structure_only else [f"--adapter={config.adapter}"]
     flags = [f"--input={given}", f"--output={output}", "--cpu"]
     flags += [f"--max_new_tokens={config.max_new_tokens}"]
-    process = subprocess.Popen([sys.executable, "extract.py", *what, *flags], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"extract.py ended with {os.waitstatus_to_exitcode(status)}")
+    program = [sys.executable, "extract.py", *what, *flags]
+    waits = [sys.executable, "-c", WAITS, *program]
+    done = subprocess.run(waits, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"extract.py ended with {done.returncode}")
     with output.open("rb") as lines:
-        return {"reports": sum(1 for _ in lines), "peak_mib": usage.ru_maxrss / 1024}
+        return {
+            "reports": sum(1 for _ in lines),
+            "peak_mib": int(done.stdout.splitlines()[-1]) / 1024,
+        }
 
 
 def peaks(config: ExtractionConfig) -> list[dict[str, Any]]:

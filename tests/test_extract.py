@@ -25,6 +25,7 @@ from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.licence import MIMIC_III, write_mark
 from report2impression.reading.sections import places_of, text_of
 from report2impression.runs.evaluation import BaseConfig, EvalConfig
+from report2impression.scoring.faithfulness.claims import read
 from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
@@ -161,6 +162,16 @@ def test_evidence_stands_in_the_report_as_it_was_given() -> None:
     (span,) = finding.evidence
     assert "nodule in the left lung" in text[span.start : span.end]
     assert found.text == "left nodule." and found.supported
+
+
+def test_no_text_is_kept(extractor: Extractor, tiny: Tiny) -> None:
+    from report2impression.extracting.options import ExtractorConfig
+    from report2impression.extracting.structuring import Structurer
+
+    extractor(rows_of(tiny))
+    assert not read.cache_info().currsize
+    Structurer(ExtractorConfig()).extract([Report("a", WHOLE)])
+    assert not read.cache_info().currsize
 
 
 HOSTILE: list[tuple[Any, str]] = [

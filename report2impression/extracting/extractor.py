@@ -43,6 +43,7 @@ from report2impression.program.errors import ConfigError
 from report2impression.program.unseen import has_ink
 from report2impression.runs.evaluation import BaseConfig, as_trained
 from report2impression.runs.recipe import TrainConfig
+from report2impression.scoring.faithfulness.claims import read
 from report2impression.weights.folders import find_trained
 from report2impression.weights.loading import load_base
 from report2impression.weights.trained import trained_model, trained_tokenizer, weights_sha256
@@ -130,6 +131,7 @@ class Extractor:
         outputs = self._written([text for _, text, _ in readable])
         for (i, _, judged), (output, text, is_cut) in zip(readable, outputs, strict=True):
             found[i] = judged(output, text, is_cut)
+        read.cache_clear()
         return [found[i] for i in range(len(reports))]
 
     def _written(self, findings: Sequence[str]) -> Iterator[tuple[Output, str, bool]]:

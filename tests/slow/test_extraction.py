@@ -104,7 +104,9 @@ def test_memory_does_not_grow_with_the_input(tiny: Tiny, trained: Path, tmp_path
     """Peak memory over 300 reports and over 15,000: no list of them is kept."""
     many, (row, *_) = tmp_path / "many.jsonl", rows_of(tiny)
     with many.open("w") as lines:
-        lines.writelines(json.dumps(row | {"id": str(i)}) + "\n" for i in range(300 * PART))
+        for i in range(300 * PART):
+            changed = {"id": str(i), "prompt": f"{i} mm nodule, {row['prompt']}"}
+            lines.write(json.dumps(row | changed) + "\n")
     settings = ExtractionConfig(adapter=str(trained / "adapter"), many=str(many), max_new_tokens=12)
     part, whole = peaks(settings)
     assert (part["reports"], whole["reports"]) == (300, 300 * PART)
