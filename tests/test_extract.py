@@ -285,6 +285,21 @@ def test_columns_in_columns_out(tiny: Tiny, extractor: Extractor) -> None:
     assert [json.loads(line)["id"] for line in table["record"]] == batch["id"]
 
 
+def test_a_call_does_not_call_itself(tiny: Tiny, trained: Path) -> None:
+    """Ray wraps the call so that a second one would wait for the first for ever."""
+
+    class Wrapped(Extractor):
+        is_busy = False
+
+        def __call__(self, batch: Any) -> Any:
+            assert not self.is_busy
+            self.is_busy = True
+            return super().__call__(batch)
+
+    wrapped = Wrapped(trained / "adapter", device="cpu", **SHORT)
+    assert wrapped({"prompt": [row["prompt"] for row in rows_of(tiny, 2)]})["generated"]
+
+
 def test_it_is_sent_by_its_name_not_its_weights(tiny: Tiny, extractor: Extractor) -> None:
     sent = pickle.dumps(extractor)
     assert len(sent) < 2000

@@ -99,12 +99,16 @@ class Extractor:
         urgency, confidence, supported, record (JSON by impression.schema.json)."""
         if isinstance(batch, Mapping):
             return {**batch, **self._columns(batch)}
+        return self._rows(batch)
+
+    def _rows(self, batch: Sequence[Any]) -> list[Impression]:
         rows = [{"text": row} if isinstance(row, str) else row for row in batch]
         return self.extract([self.columns.report(row, str(i)) for i, row in enumerate(rows)])
 
     def _columns(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         cells = zip(*batch.values(), strict=True)
-        found = self([dict(zip(batch, map(_plain, row), strict=True)) for row in cells])
+        # Not by a call of self: Ray's wrapper of it has one thread, which would wait for itself.
+        found = self._rows([dict(zip(batch, map(_plain, row), strict=True)) for row in cells])
         return {
             "generated": [one.text for one in found],
             "status": [one.status for one in found],
