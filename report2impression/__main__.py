@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def become(*argv: str) -> None:
     """This process goes on as Python on these arguments."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *argv])
 
 

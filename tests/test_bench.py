@@ -55,6 +55,15 @@ def test_train_speed(tiny: Tiny) -> None:
         assert found["ratio"][name] == pytest.approx(ours["samples_per_s"] / speed)
 
 
+def test_extraction(tiny: Tiny, trained: Path) -> None:
+    flags = [f"--adapter={trained / 'adapter'}", f"--data.path={tiny.data}", "--max_new_tokens=12"]
+    done = forked("-m", "bench.extraction", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["same"] == found["n"] == 13
+    assert 0 < found["generation_s"] < found["all_s"] and 0 < found["outside"] < 1
+
+
 def test_padding(tiny: Tiny) -> None:
     found = last_line(tiny, "padding")
     over = found["over_ideal"]

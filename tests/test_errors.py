@@ -1,5 +1,12 @@
 """errors.py: one line on stderr, an exit code, no traceback."""
 
+import io
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+
 import pytest
 
 from report2impression.program.errors import (
@@ -14,6 +21,7 @@ from report2impression.program.errors import (
     UserError,
     exits_cleanly,
 )
+from tests.programs import in_a_fork
 
 
 def run(error: BaseException) -> int:
@@ -101,6 +109,59 @@ def test_our_own_mistakes_pass_through() -> None:
 
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def to_a_closed_pipe(main: Callable[[], object]) -> tuple[int, str]:
+    """(exit code, standard error) of a program whose output nobody reads."""
+    with tempfile.TemporaryFile() as told:
+
+        def program() -> None:
+            read, write = os.pipe()
+            os.close(read)
+            os.dup2(write, 1)
+            os.dup2(told.fileno(), 2)
+            sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
+            sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
+            exits_cleanly(main)()
+
+        code = in_a_fork(program)
+        told.seek(0)
+        return code, told.read().decode()
+
+
+def lines(n: int, then: BaseException | None = None) -> Callable[[], None]:
+    def main() -> None:
+        for number in range(n):
+            print(f"line {number}")
+        if then is not None:
+            raise then
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "told"),
+    [
+        (lines(1), ""),  # written at the end
+        (lines(100_000), ""),  # and on the way
+        (lines(1, SystemExit(0)), ""),  # --help
+        (lines(1, DataError("no split")), "error: no split\n"),
+    ],
+)
+def test_a_reader_who_leaves_ends_the_program_without_a_word(
+    main: Callable[[], None], told: str
+) -> None:
+    assert to_a_closed_pipe(main) == (128 + signal.SIGPIPE, told)
+
+
+def test_another_broken_pipe_is_a_mistake_of_ours() -> None:
+    def main() -> None:
+        read, write = os.pipe()
+        os.close(read)
+        os.write(write, b"x")
+
+    with pytest.raises(BrokenPipeError):
+        exits_cleanly(main)()
 
 
 def test_success_passes_arguments_and_returns() -> None:

@@ -5,27 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from bench import exported
 from report2impression import Extractor
+from report2impression.decoding.generate import to_text
 from report2impression.extracting import export
 from report2impression.reading.licence import MIMIC_III, read_mark, write_mark
+from report2impression.weights.tokenizer import load_tokenizer
 from tests.programs import ForkServer
 from tests.tiny import Tiny, rows_of
-
-# A user's program: transformers alone, the folder alone.
-PLAIN = """
-import json, sys
-import torch
-from transformers import AutoTokenizer, T5ForConditionalGeneration
-folder, rows = sys.argv[1], json.loads(sys.argv[2])
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-assert not any(name.startswith("report2impression") for name in sys.modules)
-for row in rows:
-    text = "extract: " + row
-    ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=80).input_ids
-    out = model.generate(ids)
-    print(json.dumps(tokenizer.decode(out[0], skip_special_tokens=True).strip()))
-"""
 
 
 def run(adapter: Path, output: Path, *flags: str) -> None:
@@ -40,16 +27,40 @@ def merged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_transformers_alone_writes_the_same(
-    merged: Path,
-    trained: Path,
-    tiny: Tiny,
-    libraries: ForkServer,
+    merged: Path, trained: Path, tiny: Tiny, libraries: ForkServer, tmp_path: Path
 ) -> None:
-    rows = rows_of(tiny)
-    done = libraries.run("-c", PLAIN, merged, json.dumps([row["prompt"] for row in rows]))
+    rows, tokenizer = rows_of(tiny), load_tokenizer(str(tiny.talkative))
+    texts = ["extract: " + row["prompt"] for row in rows]
+    (tmp_path / "job.json").write_text(exported.job(merged, texts, 80, "fp32", 12))
+    done = libraries.run("-c", exported.TRANSFORMERS, tmp_path / "job.json")
     assert done.code == 0, done.stderr
     ours = Extractor(trained / "adapter", device="cpu", max_new_tokens=12)(rows)
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [o.text for o in ours]
+    assert to_text(tokenizer, json.loads(done.stdout)) == [one.text for one in ours]
+
+
+def test_the_bench_counts_what_is_the_same(
+    trained: Path,
+    tiny: Tiny,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    libraries: ForkServer,
+) -> None:
+    pytest.importorskip("ctranslate2")
+
+    def forked(program: str, told: str, file: Path) -> list[list[int]]:
+        file.write_text(told)
+        rows = json.loads(libraries.run("-c", program, file).stdout)
+        if "ctranslate2" in program and '"int8"' in told:
+            rows[0] = []  # one that differs
+        return rows
+
+    monkeypatch.setattr(exported, "alone", forked)
+    flags = [f"--adapter={trained / 'adapter'}", f"--data.path={tiny.data}", "--max_new_tokens=12"]
+    monkeypatch.setattr("sys.argv", ["exported", *flags])
+    exported.main()
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["n"] == 13 and told["same"].pop("ctranslate2, int8") < 13
+    assert set(told["same"].values()) == {13}
 
 
 def test_a_merged_folder_is_used_like_its_adapter(

@@ -25,12 +25,14 @@ from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.licence import MIMIC_III, write_mark
 from report2impression.reading.sections import places_of, text_of
 from report2impression.runs.evaluation import BaseConfig, EvalConfig
+from report2impression.scoring.faithfulness.claims import read
 from report2impression.weights.loading import load_base
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.tokenizer import load_tokenizer
 from tests.leaks import FIELDS, Canaries, canaries
 from tests.programs import forked
 from tests.tiny import ROOT, Tiny, one_line, rows_of
+from tests.valid import check_record
 
 SHORT: dict[str, Any] = {"max_new_tokens": 12}
 
@@ -72,6 +74,13 @@ def test_the_texts_are_those_of_the_evaluation(
     assert generated.texts["lora"] != generated.texts["base"]
     n_cut = sum(one.truncated_source for one in found)
     assert n_cut == generated.sample.source.n_truncated > 0
+    if form == "model":
+        with pytest.raises(ConfigError, match="no adapter"):
+            Extractor(folder, untrained=True)
+        return
+    before = Extractor(folder, device="cpu", untrained=True, confidence=False, **SHORT, **search)
+    found = before([{"prompt": pair.prompt} for pair in generated.sample.pairs])
+    assert [one.text for one in found] == generated.texts["base"]
 
 
 @pytest.mark.parametrize("engine", ["hf", "ctranslate2"])
@@ -155,6 +164,16 @@ def test_evidence_stands_in_the_report_as_it_was_given() -> None:
     assert found.text == "left nodule." and found.supported
 
 
+def test_no_text_is_kept(extractor: Extractor, tiny: Tiny) -> None:
+    from report2impression.extracting.options import ExtractorConfig
+    from report2impression.extracting.structuring import Structurer
+
+    extractor(rows_of(tiny))
+    assert not read.cache_info().currsize
+    Structurer(ExtractorConfig()).extract([Report("a", WHOLE)])
+    assert not read.cache_info().currsize
+
+
 HOSTILE: list[tuple[Any, str]] = [
     ("", "no_findings"),
     ("\ufeff \u200b", "no_findings"),
@@ -221,6 +240,23 @@ def test_unsupported_impressions_are_kept_flagged_or_withheld(
     assert "12" not in json.dumps(found["abstain"].as_json()["reason"])
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_fhir_tells_how_urgent_it_is_only_if_asked(asked: bool, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"impression": "volvulus"}\n')
+    flags = [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.ndjson'}"]
+    extract.main(["--structure_only", *flags, f"--fhir_urgency={str(asked).lower()}"])
+    assert ("RID49480" in (tmp_path / "out.ndjson").read_text()) == asked
+
+
+def test_nothing_written_is_no_draft(extractor: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from report2impression.extracting import extractor as module
+
+    monkeypatch.setattr(module, "to_text", lambda _, ids: [" \u200b"] * len(ids))
+    (found,) = extractor(["the lungs are clear"])
+    assert (found.status, found.text, found.supported) == ("abstained", "", False)
+    assert found.reason == "the model wrote nothing"
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -247,6 +283,21 @@ def test_columns_in_columns_out(tiny: Tiny, extractor: Extractor) -> None:
     table = datasets.Dataset.from_list(rows).map(extractor, batched=True, batch_size=2)
     assert table["generated"] == found["generated"]
     assert [json.loads(line)["id"] for line in table["record"]] == batch["id"]
+
+
+def test_a_call_does_not_call_itself(tiny: Tiny, trained: Path) -> None:
+    """Ray wraps the call so that a second one would wait for the first for ever."""
+
+    class Wrapped(Extractor):
+        is_busy = False
+
+        def __call__(self, batch: Any) -> Any:
+            assert not self.is_busy
+            self.is_busy = True
+            return super().__call__(batch)
+
+    wrapped = Wrapped(trained / "adapter", device="cpu", **SHORT)
+    assert wrapped({"prompt": [row["prompt"] for row in rows_of(tiny, 2)]})["generated"]
 
 
 def test_it_is_sent_by_its_name_not_its_weights(tiny: Tiny, extractor: Extractor) -> None:
@@ -542,11 +593,8 @@ def test_structures_come_in_every_format(kind: str, tmp_path: Path) -> None:
 
 
 def test_every_record_is_valid(extractor: Extractor, tiny: Tiny) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads(Path(extraction.__file__).with_name("impression.schema.json").read_text())
-    validator = jsonschema.Draft202012Validator(schema)
     texts = [{"text": text, "id": str(i)} for i, (text, _) in enumerate(HOSTILE)]
     notes = sorted((ROOT.parent / "shared/data/mtsamples/raw_radiology").glob("*.txt"))
     rows = [*texts, *rows_of(tiny), *({"text": note.read_text()} for note in notes[:10])]
     for found in extractor(rows):
-        validator.validate(json.loads(json.dumps(found.as_json())))
+        check_record(found.as_json())

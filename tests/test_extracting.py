@@ -1,6 +1,5 @@
 """Structured items of an impression: what is said of each finding, where, and as FHIR."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from report2impression.extracting.parts import Finding, Structure
 from report2impression.extracting.urgency import TABLE, read_table
 from report2impression.program.errors import ConfigError
 from report2impression.scoring.faithfulness import claims
+from tests.valid import check_fhir, check_record
 
 SHARED = Path(__file__).parents[2] / "shared"
-SCHEMA = Path(structure.__code__.co_filename).with_name("impression.schema.json")
 PROVENANCE = {
     "model": "google-t5/t5-small",
     "adapter_sha256": "ab" * 32,
@@ -261,7 +260,7 @@ HOSTILE = [
     "", " ", "\n" * 99, "\x00\x1b[31m", "\u202e\u05d0\u05d1 nodule", "<b>nodule</b>",
     "nodule, " * 150, "1. " * 99, ". " * 300, "5 x 4 x 3 mm " * 50, "a" * 5000,
     "no effusion. " * 99, "l4-l5 left " * 99, "is recommended if " * 99,
-    "\ud800 nodule", "99. nodule", "\u2028nodule\x0b",
+    "\ud800 nodule", "99. nodule", "\u2028nodule\x0b", "9" * 400 + " mm nodule",
 ]  # fmt: skip
 
 
@@ -299,38 +298,20 @@ def records() -> list[dict[str, Any]]:
 
 
 def test_every_record_is_valid_by_the_schema() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    validator = jsonschema.Draft202012Validator(schema)
     for line in records():
-        validator.validate(json.loads(json.dumps(line)))
+        check_record(line)
 
 
-@pytest.mark.parametrize(
-    ("version", "module"),
-    [("R4B", "fhir.resources.R4B.diagnosticreport"), ("R5", "fhir.resources.diagnosticreport")],
-)
-def test_fhir_is_valid_and_its_codes_are_of_their_value_sets(version: Any, module: str) -> None:
-    pytest.importorskip("fhir.resources")
-    model = importlib.import_module(module).DiagnosticReport
+@pytest.mark.parametrize("version", ["R4B", "R5"])
+def test_fhir_is_valid_and_its_codes_are_of_their_value_sets(version: Any) -> None:
     for line in [*records(), record("Nodule.", id="a/b \u05d0"), record("", status="no_findings")]:
         report = diagnostic_report(line, version, urgency=True)
-        model.model_validate_json(json.dumps(report))
-        assert report["status"] == "preliminary"
-        assert report["meta"]["security"][0]["code"] == "AIAST"
+        check_fhir(report, version)
         assert (line["status"] == "draft" and bool(line["impression"].strip())) or (
             "conclusion" not in report
         )
-        *observations, provenance = report["contained"]
-        assert [f"#{seen['id']}" for seen in observations] == [
-            result["reference"] for result in report.get("result", [])
-        ]
-        assert all(seen["status"] == "preliminary" for seen in observations)
-        assert all(seen["code"]["coding"][0]["code"] == "19005-8" for seen in observations)
-        agent = provenance["agent"][0]
-        assert agent["type"]["coding"][0]["code"] == "assembler"
+        agent = report["contained"][-1]["agent"][0]
         assert agent["who"]["identifier"]["value"] == PROVENANCE["adapter_sha256"]
-        assert provenance["entity"][0]["role"] == "source"
 
 
 def test_fhir_tells_the_acr_category_only_if_asked() -> None:

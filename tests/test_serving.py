@@ -3,7 +3,11 @@ decoder is a stand-in; tests/slow has a trained one."""
 
 import http.client
 import json
+import re
+import shlex
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +23,7 @@ from report2impression.serving.options import ServeConfig
 from report2impression.serving.page import page, policy
 from report2impression.serving.service import MOST_REPORTS, application
 from report2impression.serving.waiting import Record
+from tests.test_house import ROOT
 
 CANARY = "zyzzyva nodule"
 HOSTILE = "</script><script>alert(1)</script> \u202e \x00 ' \" & <img src=x onerror=alert(1)>"
@@ -120,9 +125,22 @@ def test_each_kind_of_answer(plain: Served) -> None:
     assert json.loads(body) == {"resourceType": "Bundle", "n": 2}
     status, _, body = plain.ask("/summarization", {"inputs": ["one", "two"]})
     assert json.loads(body) == [{"summary_text": written("one")}, {"summary_text": written("two")}]
-    assert json.loads(plain.ask("/v1/model")[2]) == {"model": "stand-in"}
+    assert json.loads(plain.ask("/v1/model")[2]) == {
+        "model": "stand-in",
+        "compares": False,
+    }
     assert plain.ask("/healthz")[0] == plain.ask("/readyz")[0] == 200
     assert "/v1/impressions" in json.loads(plain.ask("/openapi.json")[2])["paths"]
+
+
+def test_the_base_answers_beside_it_if_it_is_there(plain: Served) -> None:
+    asked = {"reports": [{"id": "a", "text": "one"}]}
+    assert plain.ask("/v1/base", asked)[0] == 404
+    with served(base=Decoder(lambda report: {"impression": "unlearned", "items": []})) as both:
+        assert json.loads(both.ask("/v1/model")[2])["compares"]
+        for path, said in (("/v1/base", "unlearned"), ("/v1/impressions", written("one"))):
+            (row,) = json.loads(both.ask(path, asked)[2])["impressions"]
+            assert (row["id"], row["impression"]) == ("a", said)
 
 
 def test_the_hubs_own_client(plain: Served) -> None:
@@ -131,6 +149,15 @@ def test_the_hubs_own_client(plain: Served) -> None:
     for path in ("", "/summarization"):
         client = InferenceClient(f"http://127.0.0.1:{plain.port}{path}", timeout=60)
         assert client.summarization("a report").summary_text == written("a report")
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
+def test_the_curl_line_of_the_docs(plain: Served) -> None:
+    (line,) = re.findall("^curl .*$", (ROOT / "docs" / "serving.md").read_text(), re.MULTILINE)
+    argv = shlex.split(line.replace(":8000", f":{plain.port}"))
+    done = subprocess.run([*argv, "--silent", "--noproxy", "*"], capture_output=True, check=True)
+    (row,) = json.loads(done.stdout)["impressions"]
+    assert row["impression"] == written("FINDINGS: small left effusion.")
 
 
 @pytest.mark.parametrize(

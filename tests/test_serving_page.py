@@ -21,9 +21,9 @@ WRITTEN = (
 ORIGIN = {"model": "stand-in"}
 
 
-def record(report: str) -> Record:
+def record(report: str, said: str = "") -> Record:
     """What the extractor would say, had its model written that."""
-    said = HOSTILE if HOSTILE[:9] in report else WRITTEN
+    said = said or (HOSTILE if HOSTILE[:9] in report else WRITTEN)
     found = Impression("a", DRAFT, ORIGIN, said, structure(said, report), confidence=0.87)
     return found.as_json()
 
@@ -78,6 +78,20 @@ def test_items_tags_and_evidence_are_shown(tab: Browser, running: Served, width:
     assert {url.split("/")[2] for url in tab.requests if not url.startswith("data:")} == {
         f"127.0.0.1:{running.port}"
     }
+
+
+def test_the_base_stands_beside_the_adapter(tab: Browser) -> None:
+    said = "1 right pneumothorax\n2 " + HOSTILE
+    with served(record, base=lambda reports: [record(r, said) for r in reports]) as running:
+        opened(tab, running)
+        wrote(tab)
+        until(tab, "!document.getElementById('compared').hidden")
+        before = "[...document.querySelectorAll('#before > li')].map((li) => li.textContent)"
+        first, second, *_ = tab.run(before)
+        assert "[unsupported: " in first and "pneumothorax" in first and "<script>" in second
+        assert tab.run("document.querySelectorAll('#items > li').length") == 3
+        assert tab.run("document.querySelectorAll('#before img, #before script').length") == 0
+        assert not tab.console
 
 
 def test_hostile_texts_stay_text(tab: Browser, running: Served) -> None:

@@ -140,13 +140,13 @@ class Exported:
         )
 
 
-def validation_reports(
-    config: ExportConfig, trained: TrainConfig, tokenizer: PreTrainedTokenizerBase
+def reports_of(
+    split: str, config: ExportConfig, trained: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[str], Tokens]:
-    """Sources of the validation split: whole texts, and tokens as our decoder gets them. DataError:
-    there is none."""
+    """Sources of the split: whole texts, and tokens as our decoder gets them. DataError: there is
+    none."""
     data = as_trained(config.data, trained.data)
-    pairs = read_pairs(data, "validation").pairs
+    pairs = read_pairs(data, split).pairs
     prompts = Prompts(tokenizer, data)
     chosen = sample_indices(len(pairs), config.n, trained.seed)
     findings = [prompts.spelled(pairs[i].prompt) for i in chosen]
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     found = find_trained(config.adapter)
     base: ModelConfig = as_trained(config.model, trained.model)
     tokenizer = trained_tokenizer(found, base)
-    texts, source = validation_reports(config, trained, tokenizer)
+    texts, source = reports_of("validation", config, trained, tokenizer)
     exported = Exported(config, trained, trained_model(found, base), tokenizer)
     target = Path(config.output).expanduser()
     with new_folder(target) as folder:

@@ -39,9 +39,13 @@ from report2impression.extracting.options import ExtractorConfig
 from report2impression.extracting.reports import FINDINGS, Columns, Report, findings_of
 from report2impression.extracting.urgency import read_table
 from report2impression.program.config import load
+from report2impression.program.errors import ConfigError
+from report2impression.program.unseen import has_ink
 from report2impression.runs.evaluation import BaseConfig, as_trained
 from report2impression.runs.recipe import TrainConfig
+from report2impression.scoring.faithfulness.claims import read
 from report2impression.weights.folders import find_trained
+from report2impression.weights.loading import load_base
 from report2impression.weights.trained import trained_model, trained_tokenizer, weights_sha256
 
 
@@ -54,21 +58,26 @@ class Extractor:
         *,
         base: BaseConfig | None = None,
         device: str | torch.device | None = None,
+        untrained: bool = False,
         **options: Any,
     ) -> None:
         """What a run trained (RUN/adapter or RUN/model), or a merged model; `base`: another place
-        of the base; `device`: none = a GPU where there is one; `options`: ExtractorConfig's.
+        of the base; `device`: none = a GPU where there is one; `untrained`: the adapter's base, as
+        it was before; `options`: ExtractorConfig's.
 
         Raises ConfigError if there is no such model or option.
         """
-        self._made_by = partial(Extractor, adapter, base=base, device=device, **options)
+        places: dict[str, Any] = {"base": base, "device": device, "untrained": untrained}
+        self._made_by = partial(Extractor, adapter, **places, **options)
         self.config = config = ExtractorConfig(**options)
         self.table = read_table(config.urgency) if config.urgency else None
         found = find_trained(adapter)
+        if untrained and not found.is_adapter:
+            raise ConfigError(f"{adapter} is no adapter: there is no base to compare it with")
         trained = load(TrainConfig, found.recipe)
         model_config = as_trained(base or BaseConfig(), trained.model)
         self.tokenizer = trained_tokenizer(found, model_config)
-        model = trained_model(found, model_config)
+        model = load_base(model_config) if untrained else trained_model(found, model_config)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.prompts = Prompts(self.tokenizer, trained.data)
         own = filter(None, [trained.data.source_column])
@@ -77,7 +86,7 @@ class Extractor:
         self._origin = partial(
             origin,
             model=Path(trained.model.path).name if found.is_adapter else found.path.name,
-            sha256=weights_sha256(found),
+            sha256="" if untrained else weights_sha256(found),
             decoding=_described(config),
         )
 
@@ -90,12 +99,16 @@ class Extractor:
         urgency, confidence, supported, record (JSON by impression.schema.json)."""
         if isinstance(batch, Mapping):
             return {**batch, **self._columns(batch)}
+        return self._rows(batch)
+
+    def _rows(self, batch: Sequence[Any]) -> list[Impression]:
         rows = [{"text": row} if isinstance(row, str) else row for row in batch]
         return self.extract([self.columns.report(row, str(i)) for i, row in enumerate(rows)])
 
     def _columns(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         cells = zip(*batch.values(), strict=True)
-        found = self([dict(zip(batch, map(_plain, row), strict=True)) for row in cells])
+        # Not by a call of self: Ray's wrapper of it has one thread, which would wait for itself.
+        found = self._rows([dict(zip(batch, map(_plain, row), strict=True)) for row in cells])
         return {
             "generated": [one.text for one in found],
             "status": [one.status for one in found],
@@ -122,6 +135,7 @@ class Extractor:
         outputs = self._written([text for _, text, _ in readable])
         for (i, _, judged), (output, text, is_cut) in zip(readable, outputs, strict=True):
             found[i] = judged(output, text, is_cut)
+        read.cache_clear()
         return [found[i] for i in range(len(reports))]
 
     def _written(self, findings: Sequence[str]) -> Iterator[tuple[Output, str, bool]]:
@@ -145,6 +159,8 @@ class Extractor:
         if config.min_confidence and (output.confidence or 0.0) < config.min_confidence:
             reason = f"the confidence is below {config.min_confidence:g}"
             return said(status=ABSTAINED, reason=reason, **known)
+        if not has_ink(text):
+            return said(status=ABSTAINED, reason="the model wrote nothing", **known)
         built = moved(structure(text, source, urgency=self.table), places())
         reasons = [
             f"the findings were cut at {self.prompts.longest} tokens" if is_cut else "",

@@ -83,6 +83,8 @@ class ExtractConfig(ExtractorConfig):
     none = as --output ends, else json; text on standard output."""
     fhir_version: Literal["R4B", "R5"] = "R4B"
     """Version of FHIR that format = fhir writes."""
+    fhir_urgency: bool = False
+    """Write into FHIR, too, how urgent each item is by the table (ACR's categories 1 to 3)."""
     structure_only: bool = False
     """Structure the impressions of the input (columns impressions, impression, summary or text);
     no model is loaded."""

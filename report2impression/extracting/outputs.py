@@ -39,7 +39,8 @@ def writer(config: ExtractConfig) -> Callable[[Impression], bytes]:
     if kind == "json":
         return lambda found: _json(found.as_json())
     if kind == "fhir":
-        return lambda found: _json(diagnostic_report(found.as_json(), config.fhir_version))
+        version, urgency = config.fhir_version, config.fhir_urgency
+        return lambda found: _json(diagnostic_report(found.as_json(), version, urgency=urgency))
     if kind == "csv":
         return lambda found: _csv(_cells(found))
     return lambda found: f"{_flat(found.id)}\t{_flat(found.text)}\n".encode()

@@ -18,6 +18,7 @@ from report2impression.extracting.reports import Report
 from report2impression.extracting.urgency import read_table
 from report2impression.program.unseen import has_ink
 from report2impression.reading.sections import NAMES, find_sections, places_of, texts_of
+from report2impression.scoring.faithfulness.claims import read
 
 
 class Structurer:
@@ -29,7 +30,9 @@ class Structurer:
     def extract(self, reports: Sequence[Report]) -> list[Impression]:
         """One record for each, in their order."""
         at = now()
-        return [self._structured(report, at) for report in reports]
+        found = [self._structured(report, at) for report in reports]
+        read.cache_clear()
+        return found
 
     def _structured(self, report: Report, at: str) -> Impression:
         made_by = origin(report.text, model="none", sha256="", decoding="none", at=at)

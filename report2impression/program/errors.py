@@ -8,6 +8,8 @@ passes them on.
 import functools
 import math
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -84,7 +86,8 @@ def check_least(least: float, settings: object, *names: str) -> None:
 
 def exits_cleanly(main: Callable[P, T]) -> Callable[P, T]:
     """Wrap an entry point: a UserError becomes one line on stderr and its exit code, anything else
-    a few lines without its text (privacy.py).
+    a few lines without its text (privacy.py). Whoever reads standard output may leave, as `head`
+    does: the program ends without a word, as if SIGPIPE had ended it.
 
     The processes of one machine meet the same errors, so the first of each machine prints.
     """
@@ -94,13 +97,33 @@ def exits_cleanly(main: Callable[P, T]) -> Callable[P, T]:
         quieten_libraries()
         try:
             with private_process():
-                return main(*args, **kwargs)
-        except UserError as error:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                rank = os.environ.get("RANK", "0")
-                who = "" if rank == "0" else f"[rank {rank}] "
-                message = for_terminal(str(error))  # whatever a path or an id holds
-                print(f"{who}{error.label}: {message}", file=sys.stderr, flush=True)
-            sys.exit(error.exit_code)
+                try:
+                    return main(*args, **kwargs)
+                except UserError as error:
+                    _tell(error)
+                    sys.exit(error.exit_code)
+                finally:
+                    if sys.stdout is not None:
+                        sys.stdout.flush()
+        except BrokenPipeError:
+            if not _reader_has_left():
+                raise  # another pipe, or a socket
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what the interpreter still flushes
+            sys.exit(128 + signal.SIGPIPE)
 
     return wrapped
+
+
+def _tell(error: UserError) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        who = "" if rank == "0" else f"[rank {rank}] "
+        message = for_terminal(str(error))  # whatever a path or an id holds
+        print(f"{who}{error.label}: {message}", file=sys.stderr, flush=True)
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(1, 0)  # errors alone
+    return any(event & select.POLLERR for _, event in poll.poll(0))

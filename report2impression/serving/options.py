@@ -32,6 +32,8 @@ class ServeConfig(ExtractorConfig):
     """Reports that may wait; more are refused (429)."""
     window_ms: float = 15.0
     """Milliseconds in which requests are gathered to be decoded together."""
+    compare: bool = False
+    """Load the adapter's base, too: the page shows what it writes beside the adapter's words."""
     cpu: bool = False
     """Decode on the CPU even if a GPU is there."""
     model: BaseConfig = field(default_factory=BaseConfig)

@@ -12,9 +12,11 @@ from report2impression.serving.options import serving_settings
 if __name__ == "__main__":
     serving_settings()  # --help and mistakes are answered before torch is loaded
 
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,17 +43,16 @@ def serve(config: ServeConfig) -> None:
         keep_freed_memory()
     with _listening(config) as listening:
         port = listening.getsockname()[1]
-        extractor = Extractor(config.adapter, base=config.model, device=device, **own)
-
-        def work(reports: Sequence[str]) -> list[Record]:
-            return [impression.as_json() for impression in extractor(list(reports))]
-
+        load = partial(Extractor, config.adapter, base=config.model, device=device, **own)
+        work = partial(_records, load())
+        base = partial(_records, load(untrained=True)) if config.compare else None
         told = work(["the lungs are clear"])[0]["provenance"]  # and loads what is loaded lazily
         facts = {name: told[name] for name in ("model", "adapter_sha256", "decoding", "rules")}
         app = application(
             work,
             _bundle,
             facts,
+            base=base,
             hosts=config.hosts(port),
             token=config.token(),
             queue=config.queue,
@@ -70,7 +71,13 @@ def serve(config: ServeConfig) -> None:
             timeout_keep_alive=5,
             limit_concurrency=4 * config.queue,
         )
+        for ends in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(ends, signal.SIG_IGN)  # it handles them, then raises them once more
         uvicorn.Server(settings).run([listening])
+
+
+def _records(extractor: Extractor, reports: Sequence[str]) -> list[Record]:
+    return [impression.as_json() for impression in extractor(list(reports))]
 
 
 def _listening(config: ServeConfig) -> socket.socket:

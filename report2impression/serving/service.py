@@ -2,6 +2,7 @@
 
     POST /v1/impressions   {"reports": [{"id", "text"}]} or {"text"}; Accept: application/json,
                            application/fhir+json (one Bundle) or text/plain
+    POST /v1/base          the same by the base alone, where it is there to be compared
     POST /summarization    {"inputs": text or [texts]} -> [{"summary_text"}]: the hub's task form
                            (also POST /, which huggingface_hub.InferenceClient(URL) asks)
     GET  /  /v1/model  /healthz  /readyz  /openapi.json
@@ -39,9 +40,16 @@ class Service:
     """Handlers over a queue of reports."""
 
     def __init__(
-        self, waiting: Waiting, to_fhir: ToFhir, facts: Mapping[str, Any], *, longest: int
+        self,
+        waiting: Waiting,
+        base: Waiting | None,
+        to_fhir: ToFhir,
+        facts: Mapping[str, Any],
+        *,
+        longest: int,
     ) -> None:
-        self.waiting, self.to_fhir, self.facts, self.longest = waiting, to_fhir, facts, longest
+        self.waiting, self.base, self.to_fhir, self.longest = waiting, base, to_fhir, longest
+        self.facts = {**facts, "compares": base is not None}
         self._page, self._openapi = page(), openapi()
         self.is_ready = False
 
@@ -49,7 +57,7 @@ class Service:
         return Response(self._page, media_type="text/html")
 
     async def model(self, request: Request) -> Response:
-        return JSONResponse(dict(self.facts))
+        return JSONResponse(self.facts)
 
     async def healthy(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -61,11 +69,19 @@ class Service:
         return JSONResponse(self._openapi)
 
     async def impressions(self, request: Request) -> Response:
+        return await self._impressions(request, self.waiting)
+
+    async def of_base(self, request: Request) -> Response:
+        if self.base is None:
+            raise Refusal(404, "the base is not loaded: start the service with --compare")
+        return await self._impressions(request, self.base)
+
+    async def _impressions(self, request: Request, waiting: Waiting) -> Response:
         kind = _accepted(request.headers.get("accept", ""))
         asked = await _json(request)
         rows = asked.get("reports", [asked]) if isinstance(asked, dict) else asked
         ids, texts = self._reports(rows)
-        records = await self._ask(texts)
+        records = await _ask(waiting, texts)
         records = [record | {"id": name} for name, record in zip(ids, records, strict=True)]
         if kind == TEXT:
             return PlainTextResponse("\n\n".join(r["impression"] for r in records) + "\n")
@@ -79,7 +95,7 @@ class Service:
         inputs = asked.get("inputs") if isinstance(asked, dict) else None
         many = inputs if isinstance(inputs, list) else [inputs]
         _, texts = self._reports([{"text": text} for text in many])
-        records = await self._ask(texts)
+        records = await _ask(self.waiting, texts)
         return JSONResponse([{"summary_text": record["impression"]} for record in records])
 
     def _reports(self, rows: object) -> tuple[list[str], list[str]]:
@@ -100,15 +116,16 @@ class Service:
             texts.append(text)
         return ids, texts
 
-    async def _ask(self, texts: Sequence[str]) -> Sequence[Record]:
-        try:
-            return await self.waiting.ask(texts)
-        except Full:
-            raise Refusal(429, "too many reports wait: try again", **{"retry-after": "1"}) from None
-        except Closing:
-            raise Refusal(503, "the service is ending") from None
-        except Failed as failed:
-            raise Refusal(500, f"the decoder failed ({failed}): one of these reports?") from None
+
+async def _ask(waiting: Waiting, texts: Sequence[str]) -> Sequence[Record]:
+    try:
+        return await waiting.ask(texts)
+    except Full:
+        raise Refusal(429, "too many reports wait: try again", **{"retry-after": "1"}) from None
+    except Closing:
+        raise Refusal(503, "the service is ending") from None
+    except Failed as failed:
+        raise Refusal(500, f"the decoder failed ({failed}): one of these reports?") from None
 
 
 def application(
@@ -116,6 +133,7 @@ def application(
     to_fhir: ToFhir,
     facts: Mapping[str, Any],
     *,
+    base: Work | None = None,
     hosts: Sequence[str],
     token: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -125,21 +143,24 @@ def application(
     window_s: float = 0.015,
 ) -> Guard:
     """The whole service as an ASGI application. `work` decodes reports, in a thread; it should have
-    run once, for its lazy imports. What was accepted is answered before it ends."""
-    waiting = Waiting(work, batch=batch, most=queue, window_s=window_s)
-    service = Service(waiting, to_fhir, facts, longest=longest)
+    run once, for its lazy imports; `base` is the same with the base alone. What was accepted is
+    answered before it ends."""
+    queues = [Waiting(w, batch=batch, most=queue, window_s=window_s) for w in (work, base) if w]
+    service = Service(queues[0], queues[1] if base else None, to_fhir, facts, longest=longest)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        worker = asyncio.create_task(waiting.run())
+        workers = [asyncio.create_task(waiting.run()) for waiting in queues]
         service.is_ready = True
         yield
-        waiting.close()
-        await worker
+        for waiting in queues:
+            waiting.close()
+        await asyncio.gather(*workers)
 
     routes = [
         Route("/", service.show, methods=["GET"]),
         Route("/", service.summarization, methods=["POST"]),
+        Route("/v1/base", service.of_base, methods=["POST"]),
         Route("/summarization", service.summarization, methods=["POST"]),
         Route("/v1/impressions", service.impressions, methods=["POST"]),
         Route("/v1/model", service.model),
@@ -220,6 +241,7 @@ def openapi() -> dict[str, Any]:
         },
         "paths": {
             "/v1/impressions": post("structured impressions", asks, (JSON, FHIR, TEXT)),
+            "/v1/base": post("by the base alone, to compare", asks, (JSON, FHIR, TEXT)),
             "/summarization": post("the hub's task form", task, (JSON,)),
             "/v1/model": get("which model answers"),
             "/healthz": get("alive"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench.extraction import PART, ExtractionConfig, peaks
 from report2impression import Extractor
 from report2impression.extracting import extraction
 from tests.slow.test_launchers import FILES
@@ -100,24 +101,13 @@ def test_two_processes_write_what_one_does(
 
 
 def test_memory_does_not_grow_with_the_input(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
-    """Peak memory over 300 reports and over 3,000: no list of them is kept."""
-    code = """
-import resource, sys
-import extract
-extract.main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
-"""
-    peaks = []
-    (row, *_) = rows_of(tiny)
-    for n in (300, 3000):
-        given = tmp_path / f"{n}.jsonl"
-        with given.open("w") as lines:
-            lines.writelines(json.dumps(row | {"id": str(i)}) + "\n" for i in range(n))
-        argv = [f"--adapter={trained / 'adapter'}", "--cpu", "--max_new_tokens=12"]
-        argv += [f"--input={given}", f"--output={tmp_path / f'{n}.out.jsonl'}", "--block_size=64"]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stderr.splitlines()[-1]))
-    assert peaks[1] < 1.05 * peaks[0], peaks
+    """Peak memory over 300 reports and over 15,000: no list of them is kept."""
+    many, (row, *_) = tmp_path / "many.jsonl", rows_of(tiny)
+    with many.open("w") as lines:
+        for i in range(300 * PART):
+            changed = {"id": str(i), "prompt": f"{i} mm nodule, {row['prompt']}"}
+            lines.write(json.dumps(row | changed) + "\n")
+    settings = ExtractionConfig(adapter=str(trained / "adapter"), many=str(many), max_new_tokens=12)
+    part, whole = peaks(settings)
+    assert (part["reports"], whole["reports"]) == (300, 300 * PART)
+    assert whole["peak_mib"] < 1.05 * part["peak_mib"]

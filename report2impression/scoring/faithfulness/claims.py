@@ -82,7 +82,8 @@ class Text:
 
 @functools.lru_cache(maxsize=32_768)
 def read(text: str) -> Text:
-    """Parsed once per text: base, adapter and reference are held against the same reports."""
+    """Parsed once per text: base, adapter and reference are held against the same reports. What
+    reads without end calls `read.cache_clear()`: texts are neither kept nor piled up."""
     found: list[Mark] = []
     claims: list[Claim] = []
     loose: list[Mark] = []

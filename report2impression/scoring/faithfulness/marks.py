@@ -66,6 +66,7 @@ SIZES = re.compile(
     re.IGNORECASE,
 )
 ONE_NUMBER = re.compile(_NUMBER)
+LONGEST_NUMBER = 12  # signs: more are no size, and hundreds of digits are infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,10 @@ def _range(a: int, b: int) -> frozenset[str]:
 def _sizes(text: str) -> Iterator[Mark]:
     for match in SIZES.finditer(text):
         dimension, factor = UNITS[match[2].lower()]
-        readings = []
-        for number in ONE_NUMBER.findall(match[1]):
+        numbers, readings = ONE_NUMBER.findall(match[1]), []
+        if max(map(len, numbers)) > LONGEST_NUMBER:
+            continue
+        for number in numbers:
             forms = _forms(number)
             decimals = [len(form.partition(".")[2]) for form in forms]
             values = tuple(float(form) * factor for form in forms)
