@@ -131,7 +131,7 @@ def make_base(name: str, folder: Path) -> Path:
     family = FAMILIES[name]
     tokenizer = family.tokenizer()
     config = AutoConfig.for_model(family.model_type, **family.settings(len(tokenizer)))
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # of those with which no base writes one output for every source
     model = AutoModelForSeq2SeqLM.from_config(config)
     with torch.no_grad():
         for layer, weight in model.named_parameters():
