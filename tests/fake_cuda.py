@@ -179,7 +179,7 @@ def engine(kind: str, precision: str, *, gated: bool = False) -> None:
     """Forward and backward of one batch."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     collate = collator(packed=kind == "fast", start_id=0, pad_id=0, device=CUDA)
-    model = adapted_t5(gated=gated, dropout=0.1, lora_dropout=0.1)
+    model = adapted_t5(gated=gated, dropout=0.1, lora_dropout=0.1, num_layers=1)
     with fake() as strict:
         tested = engine_of(kind, dtype, model)
         batch = collate(examples(LENGTHS)).to(CUDA)
@@ -213,7 +213,7 @@ def loop(kind: str, precision: Literal["fp16", "fp32"]) -> None:
         no_sync=lambda _: nullcontext(),
         reduce=lambda tensor, _: tensor,
     )
-    model = adapted_t5(dropout=0.1, lora_dropout=0.1)
+    model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=1)
     judged: list[int] = []
     guard = SkipGuard._judge
     SkipGuard._judge = lambda self, step, *_: judged.append(step)  # type: ignore[method-assign]
@@ -251,7 +251,7 @@ def decoder(precision: str) -> None:
     """Sources encoded, then five steps."""
     dtype = {"fp16": torch.float16, "fp32": torch.float32}[precision]
     sources = [np.ones(n, np.int32) for n in (40, 9, 3)]
-    model = adapted_t5().eval()
+    model = adapted_t5(num_layers=1).eval()
     with fake() as strict, torch.no_grad():
         tested = Decoder(on_device(model), dtype)
         cache = Cache(tested, [len(source) for source in sources], 1, 8)
@@ -302,14 +302,10 @@ CHECKS: dict[str, Callable[[], None]] = {
     "fast engine, fp16": partial(engine, "fast", "fp16"),
     "fast engine, fp16, gated": partial(engine, "fast", "fp16", gated=True),
     "fast engine, bf16": partial(engine, "fast", "bf16"),
-    "fast engine, fp32": partial(engine, "fast", "fp32"),
     "hf engine, fp16": partial(engine, "hf", "fp16"),
-    "hf engine, fp16, gated": partial(engine, "hf", "fp16", gated=True),
     "loop, fast engine, fp16": partial(loop, "fast", "fp16"),
-    "loop, fast engine, fp32": partial(loop, "fast", "fp32"),
     "loop, hf engine, fp16": partial(loop, "hf", "fp16"),
     "decoder, fp16": partial(decoder, "fp16"),
-    "decoder, fp32": partial(decoder, "fp32"),
 }
 
 
