@@ -21,6 +21,7 @@ from tests.test_adapter_files import Bomb
 from tests.tiny import Tiny, one_line
 
 BIN = "pytorch_model.bin"
+SLOW = pytest.mark.slow  # each opens a pickle in a process that loads torch
 Q = "encoder.block.0.layer.0.SelfAttention.q.weight"
 Weights = dict[str, Any]
 
@@ -66,6 +67,7 @@ def test_a_genuine_one_gives_the_same_weights(tiny: Tiny, pickled: Path, tmp_pat
     assert not list((tmp_path / "new").glob("*.bin")) and not (tmp_path / "new" / ".raw").exists()
 
 
+@SLOW
 def test_shards_are_put_together(tiny: Tiny, pickled: Path, tmp_path: Path) -> None:
     weights = weights_of(tiny)
     (pickled / BIN).unlink()
@@ -91,25 +93,31 @@ def crafted(weights: Weights, marker: Path) -> dict[str, Callable[[Path], None]]
     def saved(content: Any) -> Callable[[Path], None]:
         return lambda file: torch.save(content, file)
 
+    def written(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+        return lambda file: None if file.write_bytes(change(file.read_bytes())) else None
+
     return {
         "code": saved(Bomb(marker)),
         "code beside weights": saved(weights | {"x": Bomb(marker)}),
         "code of the builtins": saved(weights | {"x": Called()}),
-        "a plain pickle of code": lambda file: (
-            file.write_bytes(pickle.dumps(Bomb(marker))) and None
-        ),
+        "a plain pickle of code": written(lambda _: pickle.dumps(Bomb(marker))),
         "no table": saved(torch.zeros(3)),
         "a table of numbers": saved({"shared.weight": 3}),
         "names that are none": saved({3: torch.zeros(1)}),
-        "cut off": lambda file: file.write_bytes(file.read_bytes()[:2000]) and None,
-        "nothing": lambda file: file.write_bytes(b"") and None,
+        "cut off": written(lambda data: data[:2000]),
+        "nothing": written(lambda _: b""),
         "more than there is memory": saved(
             weights | {"x": torch.zeros(1).expand(2**36)}  # four bytes in the file, 256 GiB in use
         ),
     }
 
 
-@pytest.mark.parametrize("kind", crafted({}, Path()))
+KINDS = list(crafted({}, Path()))
+
+
+@pytest.mark.parametrize(
+    "kind", [KINDS[1], *(pytest.param(k, marks=SLOW) for k in KINDS if k != KINDS[1])]
+)
 def test_a_crafted_one_is_refused_without_being_run(
     tiny: Tiny, pickled: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -125,6 +133,7 @@ def test_the_marker_would_be_there_if_it_ran(tmp_path: Path) -> None:
     assert (tmp_path / "marker").exists()
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
