@@ -28,7 +28,7 @@ def decode_hf(
 ) -> Iterator[Output]:
     """The same by transformers' `generate`, in batches. Raises ConfigError if the base has no place
     for so many tokens."""
-    check_lengths(model.config, int(source.lengths.max()), config.max_new_tokens)
+    check_lengths(model.config, int(source.lengths.max(initial=0)), config.max_new_tokens)
     size = config.batch_size or 32
     dtype = DTYPES[config.precision]
     device = model.device
