@@ -5,6 +5,7 @@
 # make test-slow  the tests that take minutes
 # make coverage   fails where a branch of runs/{checkpoint,durable}.py or batching/plan.py has no test
 # make mutation   small changes of the same files that no test notices (an hour)
+# make gpu        tests marked cuda, speed, memory and a profile of a T5-small's shape: one table
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGE := $(CURDIR)/report2impression
@@ -13,7 +14,7 @@ WATCHED := $(PACKAGE)/runs/checkpoint.py,$(PACKAGE)/runs/durable.py,$(PACKAGE)/b
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml \
 	--num_cpu_threads_per_process $(shell nproc)
 
-.PHONY: install demo serve test test-slow coverage mutation lint tiny-base clean
+.PHONY: install demo serve test test-slow coverage mutation gpu lint tiny-base clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -57,6 +58,16 @@ coverage: .venv/installed-dev
 
 mutation: .venv/installed-dev
 	$(BIN)/python -m bench.reliability.mutation
+
+# Random weights: a base of T5-small's shape needs no hub, and takes the same time.
+GPU := runs/gpu
+
+gpu: .venv/installed-dev
+	test -e $(GPU)/data/test.jsonl || $(BIN)/python -m report2impression synthetic \
+		--output_dir $(GPU)/data --n_train 2000
+	test -e $(GPU)/base/config.json || $(BIN)/python -m report2impression new-base \
+		--data.path $(GPU)/data --output_dir $(GPU)/base --d_model 512 --d_ff 2048 --n_heads 8 --n_layers 6
+	$(BIN)/python -m bench.gpu --data.path $(GPU)/data --model.path $(GPU)/base
 
 # Rebuilds assets/tiny_base from nothing; the same command again goes on where it was stopped
 # (docs/tiny_base.md: how it was found, how long it takes).

@@ -206,7 +206,7 @@ def extract_sides(config: DataConfig) -> list[Side]:
     """What becomes tokens to learn findings -> impression."""
     return [
         Side("source", ("prompt",), config.max_source_tokens, before=config.prefix),
-        Side("target", ("impression",), config.max_target_tokens),
+        Side("target", ("impression",), config.max_target_tokens, around="label"),
     ]
 
 
@@ -215,8 +215,8 @@ def denoise_sides(config: DataConfig) -> list[Side]:
     impression is there for its length only: no piece of a T5 vocabulary crosses a blank."""
     limit, mark = config.max_source_tokens, IMPRESSION_MARK
     return [
-        Side("report", ("prompt", "impression"), limit, between=mark, add_eos=False),
-        Side("findings", ("prompt",), limit, after=mark.rstrip(), add_eos=False),
+        Side("report", ("prompt", "impression"), limit, between=mark, around="nothing"),
+        Side("findings", ("prompt",), limit, after=mark.rstrip(), around="nothing"),
     ]
 
 

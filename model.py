@@ -15,7 +15,7 @@ from peft import (
     TaskType,
 )
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from report2impression.batching.collation import Collate, collator
 from report2impression.engine.batch import PaddedBatch
@@ -23,23 +23,21 @@ from report2impression.engine.fast import FastEngine
 from report2impression.engine.models import T5Model, why_not_train
 from report2impression.engine.precision import DTYPES, resolve_precision
 from report2impression.runs.recipe import TrainConfig
+from report2impression.weights.families import check_lengths, lora_targets
 from report2impression.weights.loading import _check_targets, load_base, with_adapter
 from report2impression.weights.options import LoraSettings
 
 
-def attach_lora(base: T5ForConditionalGeneration, settings: LoraSettings) -> PeftModel:
+def attach_lora(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     """Freeze the base and add fresh fp32 LoRA pairs (A random, B zero). Raises ConfigError on
     unknown layers."""
-    targets: str | list[str] = list(settings.target_modules)
-    if targets == ["all-linear"]:
-        targets = "all-linear"
-    else:
+    if list(settings.target_modules) != ["all-linear"]:
         _check_targets(base, settings.target_modules)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # PEFT only divides by it
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=lora_targets(base, settings.target_modules),
         use_rslora=settings.use_rslora,
         bias="none",
         task_type=TaskType.SEQ_2_SEQ_LM,
@@ -85,10 +83,13 @@ def build_model(config: TrainConfig, device: torch.device) -> T5Model:
     # On a CPU fused attention falls back to slower code as soon as dropout is on.
     base = load_base(
         config.model,
-        attention="eager" if device.type == "cpu" else "sdpa",
+        attention="eager" if device.type == "cpu" else None,
         quantization=config.base_quantization,
         device=device,
     )
+    n_written = config.max_new_tokens if config.generate_n else 0
+    n_target = max(config.data.max_target_tokens, n_written)
+    check_lengths(base.config, config.data.max_source_tokens, n_target)
     if config.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     model = attach_lora(base, config.lora) if config.tuning == "lora" else base

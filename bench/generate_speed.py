@@ -82,7 +82,8 @@ def reports(config: GenerateSpeedConfig) -> Tokens:
 
 def sides(config: GenerateSpeedConfig, source: Tokens) -> tuple[dict[str, Side], dict[str, int]]:
     """Every side as a call that decodes all reports, and the batch sizes that were found best."""
-    model = load_base(config.model).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_base(config.model).eval().to(device)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     exact = replace(config.decoding, precision="fp32")
     by_length, in_file = longest_first(source), list(range(len(source.lengths)))

@@ -32,6 +32,7 @@ MODULES = {
     "sections": ("reading.show_sections", "the sections of whole reports"),
     "synthetic": ("corpora.synthetic", "a synthetic corpus, to try things on"),
     "new-base": ("weights.new_base", "an untrained T5 with a tokenizer of its own"),
+    "convert": ("weights.convert", "a base of pytorch_model.bin -> safetensors"),
     "export": ("extracting.export", "a trained model for other programs"),
     "serve": ("serving.serve", "a page and a service over a model, on this machine"),
     "push": ("weights.push", "an adapter to the hub"),

@@ -18,6 +18,7 @@ from transformers import T5Config
 from bench.common import BenchConfig, evenly
 from bench.corpora import large as corpora
 from bench.flops import StepFlops
+from bench.gpu import PARTS, markdown, rows_of
 from bench.peers import InGivenOrder
 from bench.reliability import fault_runs, soak
 from bench.reliability.disk_faults import in_a_child
@@ -182,3 +183,43 @@ def test_a_long_run_that_ends_badly_is_one_that_did_not_survive(
     monkeypatch.setattr(fault_runs, "run", lambda *_, **__: [7])
     trials = soak.soak(Place(tmp_path, 0), 100)
     assert (trials.tried, trials.survived) == (1, 0)
+
+
+FIGURES: dict[str, dict[str, Any]] = {
+    "train_speed": {
+        "ours": {"samples_per_s": 10.0, "precision": "fp16"},
+        **{"peers": {"trainer": 4.0}, "ratio": {"trainer": 2.5}},
+    },
+    "generate_speed": {
+        **{"ours": 8.0, "peers": {"hf": 2.0}, "ratio": {"hf": 4.0}},
+        "identical": {"ours": 1.0},
+    },
+    "memory": {"ours": {"peak": 1234.5}},
+    "profile": {"parts": {"softmax": 0.25}},
+}
+
+
+def test_every_part_of_make_gpu_has_its_rows() -> None:
+    assert FIGURES.keys() == PARTS.keys()
+    rows = [row for part, figures in FIGURES.items() for row in rows_of(part, figures)]
+    assert markdown("a GPU", rows).splitlines() == [
+        *("| a GPU | side | figure |", "|---|---|---|"),
+        "| train_speed | ours, fp16 | 10.0 samples/s |",
+        "| train_speed | trainer | 4.0 samples/s (ours x 2.50) |",
+        "| generate_speed | ours | 8.0 reports/s |",
+        "| generate_speed | hf | 2.0 reports/s (ours x 4.00, 100.0% the same tokens) |",
+        "| memory | ours | 1,234 MiB at the peak |",
+        "| profile | softmax | 25.0% of a step |",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make gpu")
+def test_make_gpu_without_a_gpu_says_so_and_gives_the_cpus_half(tiny: Tiny) -> None:
+    flags = (f"--data.path={tiny.data}", f"--model.path={tiny.base}", "--micro_batch_size=8")
+    done = python("-m", "bench.gpu", *flags, "--threads=1", f"--data.cache_dir={tiny.cache}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no GPU: ")
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert "CPU, no GPU" in table[0]
+    assert {line.split(" | ")[0].strip("| ") for line in table[2:]} == set(PARTS)

@@ -28,6 +28,7 @@ SETTINGS = {
     "report2impression/extracting/export.py": "ExportConfig",
     "report2impression/serving/serve.py": "ServeConfig",
     "report2impression/weights/new_base.py": "NewBaseConfig",
+    "report2impression/weights/convert.py": "ConvertConfig",
 }
 PARSERS = ("parse", "start", "auto_cli")  # what builds a program's settings from its command line
 EVERYWHERE = {"help", "config", "print_config"}
@@ -65,7 +66,7 @@ def fields(settings: str, prefix: str = "") -> Iterator[str]:
         yield from fields(base, prefix)
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            yield prefix + field.target.id
+            yield prefix + field.target.id.rstrip("_")  # `from_` is the flag --from
             if (table := dotted(field.annotation)) in classes():
                 yield from fields(table, f"{prefix}{field.target.id}.")
 

@@ -22,7 +22,7 @@ from report2impression.reading.pairs import BadRow, Pair
 from tests.test_tokens import as_lists, invented, tiny_tokenizer
 
 SOURCE, TARGET = Side("source", ("prompt",), 12, before="sum: "), Side("target", ("impression",), 9)
-REPORT = Side("report", ("prompt", "impression"), 30, between=" and ", add_eos=False)
+REPORT = Side("report", ("prompt", "impression"), 30, between=" and ", around="nothing")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_stream_gives_what_texts_in_memory_give(
         "report": [f"{pair.prompt} and {pair.impression}" for pair in pairs],
     }
     for side in (SOURCE, TARGET, REPORT):
-        how: dict[str, Any] = {"max_tokens": side.max_tokens, "add_eos": side.add_eos}
+        how: dict[str, Any] = {"max_tokens": side.max_tokens, "around": side.around}
         expected, found = tokenise(texts[side.name], tokenizer, **how), stored.sides[side.name]
         assert as_lists(found) == as_lists(expected)
         assert found.n_truncated == expected.n_truncated
@@ -114,7 +114,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "the prefix": {"sides": [replace(SOURCE, before="sum:"), TARGET]},
     "the limit": {"sides": [replace(SOURCE, max_tokens=13), TARGET]},
     "the other limit": {"sides": [SOURCE, replace(TARGET, max_tokens=8)]},
-    "the end": {"sides": [SOURCE, replace(TARGET, add_eos=False)]},
+    "the end": {"sides": [SOURCE, replace(TARGET, around="nothing")]},
     "what joins": {"sides": [replace(REPORT, between="")]},
     "impressions kept": {"keep_impressions": True},
     "the tokenizer": {"tokenizer": None},

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import ByT5Tokenizer
 
 import train_loop
 from report2impression.program.errors import ConfigError
@@ -85,14 +84,7 @@ def words(folder: Path) -> None:
     Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, "<unk>")).save(str(folder / "tokenizer.json"))
 
 
-def of_bytes(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    ByT5Tokenizer().save_pretrained(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("write", "kind"), [(bpe, "BPE"), (words, "WordLevel"), (of_bytes, "ByT5Tokenizer")]
-)
+@pytest.mark.parametrize(("write", "kind"), [(bpe, "BPE"), (words, "WordLevel")])
 def test_another_kind_of_tokenizer_is_named(base: Path, write: Any, kind: str) -> None:
     write(base)
     with pytest.raises(ConfigError, match=rf"is a '{kind}': only T5's own kind"):

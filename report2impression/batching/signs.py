@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -75,12 +76,19 @@ def kept_apart(text: str) -> str:
     return text if text.isascii() else MERGED.sub(NO_SIGN, text)
 
 
+def merges_digits(backend: Any) -> bool:
+    """Whether the tokenizer's normaliser makes digits of raised ones. One of bytes does not."""
+    plain, raised = (backend.encode(text, add_special_tokens=False) for text in ("12", "1²"))
+    return plain.ids == raised.ids
+
+
 class Signs:
     """Which signs a tokenizer knows; one without an unknown token knows all."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._encode = tokenizer.backend_tokenizer.encode
         self._unknown_id = tokenizer.unk_token_id
+        self._merges_digits = merges_digits(tokenizer.backend_tokenizer)
         self._known: dict[str, bool] = {}
 
     def known(self, text: str) -> bool:
@@ -92,7 +100,8 @@ class Signs:
         found = Counter[str]()
         for text in texts:
             found.update(sign for sign in text if not self._is_known(sign))
-            found.update(sign for sign in MERGED.findall(text) if self._is_known(sign))
+            if self._merges_digits:
+                found.update(sign for sign in MERGED.findall(text) if self._is_known(sign))
         return Counter({f"U+{ord(sign):04X}": n for sign, n in found.items()})
 
     def _is_known(self, sign: str) -> bool:

@@ -31,6 +31,7 @@ from report2impression.batching.mapped import (
 )
 from report2impression.batching.tokens import (
     CHUNK,
+    Around,
     Tokeniser,
     Tokens,
     chunks,
@@ -73,7 +74,7 @@ class Side:
     before: str = ""
     between: str = ""
     after: str = ""
-    add_eos: bool = True
+    around: Around = "source"
 
     def text(self, pair: Pair) -> str:
         text = self.between.join(getattr(pair, field) for field in self.fields)
@@ -190,7 +191,7 @@ def _fill(
 
     def cut(pairs: list[Pair]) -> tuple[list[Pair], list[Tokens]]:
         return pairs, [
-            tokeniser([*map(side.text, pairs)], max_tokens=side.max_tokens, add_eos=side.add_eos)
+            tokeniser([*map(side.text, pairs)], max_tokens=side.max_tokens, around=side.around)
             for side in sides
         ]
 

@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from os import sched_getaffinity
-from typing import NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from report2impression.batching.signs import kept_apart
+from report2impression.batching.signs import kept_apart, merges_digits
 
 CHUNK = 500  # texts: enough work for one call of the tokenizer, little to hold in memory
 MAX_THREADS = 8  # the tokenizer works outside Python's lock; what goes on inside it feeds no more
+
+# What stands around the ids of a text: as a source, the tokenizer's own special tokens (those that
+# transformers alone would add); as a label, end-of-sequence behind it, whatever the tokenizer does.
+Around = Literal["source", "label", "nothing"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -67,18 +71,28 @@ class Tokeniser:
         self.backend.no_padding()
         self.eos_id, self.unknown_id = tokenizer.eos_token_id, tokenizer.unk_token_id
         self.spelled = _special_tokens_spelled(tokenizer)
+        self.merges_digits = merges_digits(self.backend)
+        end = [self.eos_id]
+        self.around: dict[Around, tuple[list[int], list[int]]] = {
+            "source": _template(self.backend) or ([], end),
+            "label": ([], end),
+            "nothing": ([], []),
+        }
 
-    def __call__(self, texts: Sequence[str], *, max_tokens: int, add_eos: bool = True) -> Tokens:
-        """Ids of every text, cut to max_tokens (end-of-sequence included and always kept)."""
+    def __call__(
+        self, texts: Sequence[str], *, max_tokens: int, around: Around = "source"
+    ) -> Tokens:
+        """Ids of every text, cut to max_tokens (what stands around it included and always kept)."""
         rows: list[list[int]] = []
-        room, end, n_truncated = max_tokens - int(add_eos), [self.eos_id] * add_eos, 0
-        texts = [*map(kept_apart, texts)]
+        before, after = self.around[around]
+        room, n_truncated = max(max_tokens - len(before) - len(after), 0), 0
+        texts = [*map(kept_apart, texts)] if self.merges_digits else list(texts)
         for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
             ids = encoding.ids
             if not self.spelled.keys().isdisjoint(ids):
                 ids = [part for i in ids for part in self.spelled.get(i, [i])]
             n_truncated += len(ids) > room
-            rows.append(ids[:room] + end)
+            rows.append(before + ids[:room] + after)
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         return Tokens(ids, offsets, n_truncated, int((ids == self.unknown_id).sum()))
@@ -89,12 +103,12 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
-    add_eos: bool = True,
+    around: Around = "source",
 ) -> Tokens:
     """As `Tokeniser`, of any number of texts."""
     tokeniser = Tokeniser(tokenizer)
     parts = in_threads(
-        lambda chunk: tokeniser(chunk, max_tokens=max_tokens, add_eos=add_eos),
+        lambda chunk: tokeniser(chunk, max_tokens=max_tokens, around=around),
         chunks(texts, CHUNK),
     )
     done = [Tokens(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64), 0), *parts]
@@ -105,6 +119,16 @@ def tokenise(
         n_truncated=sum(part.n_truncated for part in done),
         n_unknown=sum(part.n_unknown for part in done),
     )
+
+
+def _template(backend: Any) -> tuple[list[int], list[int]] | None:
+    """Ids of the special tokens that the tokenizer puts before and behind a text, if any."""
+    encoding = backend.encode("x")
+    own = [not special for special in encoding.special_tokens_mask]
+    if not any(own):
+        return None
+    first, end = own.index(True), len(own) - own[::-1].index(True)
+    return (encoding.ids[:first], encoding.ids[end:]) if first or end < len(own) else None
 
 
 def _special_tokens_spelled(tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:

@@ -28,7 +28,7 @@ from report2impression.decoding.vocabulary import Vocabulary
 from report2impression.engine.adapter import Step
 from report2impression.engine.attention import Grid, pad
 from report2impression.engine.blocks import Block, MergedGroup, Stack
-from report2impression.engine.models import T5Model
+from report2impression.engine.models import T5Model, output_scale
 from report2impression.engine.ops import Dropout, add_norm
 from report2impression.engine.precision import cpu_multiplies_bf16
 
@@ -60,7 +60,7 @@ class Decoder:
             self.cross_kv = MergedGroup(keys_and_values, dtype)
         self.n_layers, self.n_heads = len(self.decoder.blocks), base.config.num_heads
         self.head_width = base.config.d_kv
-        self.scale = base.config.d_model**-0.5 if base.config.scale_decoder_outputs else 1.0
+        self.scale = output_scale(base.config)
         off = Dropout(0.0, dtype, self.device)
         self._step = Step(off, off, [])
 

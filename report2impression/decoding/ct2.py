@@ -85,6 +85,10 @@ def convert(
     if isinstance(model, PeftModel):
         raise ConfigError("engine = ctranslate2 decodes merged models only: use engine = torch")
     config = model.config
+    if config.model_type != "t5" or not tokenizer.is_fast:
+        raise ConfigError(
+            "engine = ctranslate2 is there for t5 with SentencePiece only: use engine = hf"
+        )
     if config.tie_word_embeddings != config.scale_decoder_outputs:
         # Its converter takes the one for the other.
         raise ConfigError("engine = ctranslate2 does not fit this T5's output head: use torch")

@@ -15,6 +15,7 @@ from report2impression.decoding.search import Result, of_beam, until
 from report2impression.decoding.special import Special, no_wishes, special_ids
 from report2impression.engine.models import T5Model, evaluating
 from report2impression.engine.precision import DTYPES
+from report2impression.weights.families import check_lengths
 
 
 def decode_hf(
@@ -25,7 +26,9 @@ def decode_hf(
     *,
     scored: bool = False,
 ) -> Iterator[Output]:
-    """The same by transformers' `generate`, in batches."""
+    """The same by transformers' `generate`, in batches. Raises ConfigError if the base has no place
+    for so many tokens."""
+    check_lengths(model.config, int(source.lengths.max(initial=0)), config.max_new_tokens)
     size = config.batch_size or 32
     dtype = DTYPES[config.precision]
     device = model.device

@@ -20,6 +20,7 @@ from report2impression.engine.adapter import Pairs, Step
 from report2impression.engine.attention import Grid
 from report2impression.engine.batch import PackedBatch
 from report2impression.engine.blocks import Block, Memory, Stack
+from report2impression.engine.models import output_scale
 from report2impression.engine.ops import Dropout, summed_cross_entropy
 
 
@@ -38,6 +39,7 @@ class FastEngine(nn.Module):
         self.config = base.config
         self.start_id: int = base.config.decoder_start_token_id
         self.pad_id: int = base.config.pad_token_id
+        self.scale = output_scale(base.config)
         self.dtype = dtype
         self.pairs = Pairs()
         encoder = [Block(block, dtype, self.pairs) for block in base.encoder.block]
@@ -74,8 +76,8 @@ class FastEngine(nn.Module):
             ]
             memory = Memory(states, source, paddings)
             hidden = self.decoder(step, self.embedding[batch.decoder_ids], target, biases, memory)
-            if self.config.scale_decoder_outputs:
-                hidden = hidden * self.config.d_model**-0.5
+            if self.scale != 1:
+                hidden = hidden * self.scale
             return summed_cross_entropy(hidden, self.vocabulary, batch.labels)
 
     def _padding(self, keys: Tensor) -> Tensor:

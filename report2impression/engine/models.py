@@ -1,4 +1,4 @@
-"""Which T5s the own engines cover, and where their linear layers are."""
+"""Which bases the own engines cover, and where their linear layers are."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import MT5ForConditionalGeneration, PreTrainedModel, T5ForConditionalGeneration
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why our own arithmetic does not cover a T5, with an adapter or without; none if it does."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, T5ForConditionalGeneration):
-        return "it is not a T5"
+    """Why our own arithmetic does not cover a base, with an adapter or without; none if it does."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, T5ForConditionalGeneration | MT5ForConditionalGeneration):
+        return f"it is a {base.config.model_type}"
     if type(base.lm_head) is not nn.Linear or type(base.shared) is not nn.Embedding:
         return "its vocabulary is adapted"
     for layer in linears(base):
@@ -66,13 +66,19 @@ def _dropout_of(layer: LoraLinear, name: str) -> float:
     return float(getattr(layer.lora_dropout[name], "p", 0.0))
 
 
-T5Model: TypeAlias = T5ForConditionalGeneration | PeftModel
+T5Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters, tied ones counted once."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+
+def output_scale(settings: Any) -> float:
+    """What hidden states are multiplied by before the vocabulary is projected on; mT5 has no such
+    setting, and never does it."""
+    return settings.d_model**-0.5 if getattr(settings, "scale_decoder_outputs", False) else 1.0
 
 
 @contextmanager

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
-    T5ForConditionalGeneration,
 )
 
 from report2impression.batching.prompts import Prompts
@@ -41,7 +42,7 @@ from report2impression.program.process import keep_freed_memory
 from report2impression.reading.licence import Mark, read_mark, write_mark
 from report2impression.reading.sources import read_pairs, sample_indices
 from report2impression.runs.evaluation import as_trained
-from report2impression.runs.model_card import duties, usage
+from report2impression.runs.model_card import duties, shown_name, usage
 from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.folders import RECIPE, find_trained
 from report2impression.weights.options import ModelConfig
@@ -50,10 +51,10 @@ from report2impression.weights.trained import trained_model, trained_tokenizer
 PLAIN_BATCH = 16  # reports
 CARD = """---
 library_name: {library}
-tags: [t5, radiology, summarization]
+tags: [{family}, radiology, summarization]
 credentialed: {credentialed}
 ---
-# T5: radiology findings to impression
+# {name}: radiology findings to impression
 
 Exported by report2impression as {form}, from weights trained on {base}.
 
@@ -86,7 +87,7 @@ class Exported:
 
     config: ExportConfig
     trained: TrainConfig
-    model: T5ForConditionalGeneration
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
     def write(self, folder: Path) -> None:
@@ -128,6 +129,8 @@ class Exported:
         kind = COMPUTE_TYPES[config.precision]
         return CARD.format(
             library="transformers" if merged else "ctranslate2",
+            family=self.model.config.model_type,
+            name=shown_name(self.model.config.model_type),
             credentialed=str(mark.credentialed).lower(),
             form="a merged folder" if merged else f"CTranslate2 ({kind})",
             base=self.trained.model.path,
@@ -156,8 +159,12 @@ def reports_of(
 def plain_tokens(folder: Path, texts: Sequence[str], longest: int) -> list[list[int]]:
     """What transformers alone makes of a merged folder: its tokenizer, its `generate`."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = T5ForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
     ).eval()
     special = special_ids(model)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

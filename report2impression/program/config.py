@@ -94,6 +94,8 @@ def _split(argv: Sequence[str], known: Fields) -> tuple[list[str], list[str]]:
     while rest:
         name, _, value = (token := rest.pop(0)).partition("=")
         field = name[2:] if name.startswith("--") else ""  # "" for the value of the flag before
+        if f"{field}_" in known:  # a word of Python's own: --from is the field from_
+            field, name, token = f"{field}_", f"{name}_", token.replace(name, f"{name}_", 1)
         if name == "--config":
             recipes.append(value or (rest.pop(0) if rest else ""))
         elif field and field not in {*known, "print_config"}:

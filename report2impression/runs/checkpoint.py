@@ -10,6 +10,7 @@ There is no random state in it: sample order, dropout and learning rate are pure
 is ever written or read. State is read from the device only when a checkpoint is due.
 """
 
+import copy
 import hashlib
 import json
 import time
@@ -28,6 +29,7 @@ from report2impression.program.errors import PreemptedError, ResumeError
 from report2impression.runs import durable
 from report2impression.runs.durable import Json, Stored
 from report2impression.runs.processes import StopSignals, on_rank_0
+from report2impression.weights.families import set_dropout
 
 # What a rank asks of all the others, added up over the ranks: below STOP somebody wants to save.
 SAVE, STOP = 1.0, 1024.0
@@ -36,6 +38,8 @@ BASE_SETTINGS = (
     *("dropout_rate", "feed_forward_proj", "layer_norm_epsilon", "num_heads", "pad_token_id"),
     *("relative_attention_max_distance", "decoder_start_token_id", "tie_word_embeddings"),
 )
+# Of other kinds all settings count, but for those of the place and of the library.
+NO_BASE_SETTINGS = {"_name_or_path", "transformers_version", "dtype", "architectures"}
 
 
 class Stateful(Protocol):
@@ -240,9 +244,11 @@ class Checkpoints(NoCheckpoints):
 def base_digest(model: Any) -> str:
     """SHA-256 of all weights that came with the base, and of the settings that decide a forward."""
     total = hashlib.sha256()
-    settings = model.config.to_dict()
-    settings["dropout_rate"] = model.own_dropout  # the run's is among its settings
-    total.update(durable.canonical({name: settings.get(name) for name in BASE_SETTINGS}))
+    config = copy.deepcopy(model.config)
+    set_dropout(config, model.own_dropout)  # the run's is among its settings
+    settings = config.to_dict()
+    names = BASE_SETTINGS if config.model_type == "t5" else sorted({*settings} - NO_BASE_SETTINGS)
+    total.update(durable.canonical({name: settings.get(name) for name in names}))
     for name, weight in model.named_parameters():
         if "lora_" not in name:
             total.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())

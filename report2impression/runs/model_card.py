@@ -12,17 +12,17 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 LOAD_ADAPTER = """import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-base = T5ForConditionalGeneration.from_pretrained({base}, dtype=torch.float32)
+base = AutoModelForSeq2SeqLM.from_pretrained({base}, dtype=torch.float32)
 tokenizer = AutoTokenizer.from_pretrained({base})
 model = PeftModel.from_pretrained(base, FOLDER).merge_and_unload().eval()
 """
 LOAD_MODEL = """import torch
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = T5ForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32).eval()
+model = AutoModelForSeq2SeqLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
 """
 ANSWER = """ids = tokenizer({prefix} + findings, return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens={n})[0], skip_special_tokens=True))
@@ -53,22 +53,24 @@ def write_model_card(
     *,
     n_processes: int,
     precision: str,
+    family: str = "t5",
 ) -> None:
     """Write folder/README.md. `figures` are those of the validation data after `epoch` (from 1),
-    `precision` is what auto came to."""
+    `precision` is what auto came to, `family` the base's model_type."""
     is_adapter, extracts = config.tuning == "lora", config.objective == "extract"
     method = f"LoRA r={config.lora.r}, alpha={config.lora.alpha:g}" if is_adapter else "all weights"
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in figures.items()
     )
-    kind = "T5 LoRA adapter" if is_adapter else "T5" if extracts else "T5 base"
+    name = shown_name(family)
+    kind = f"{name} LoRA adapter" if is_adapter else name if extracts else f"{name} base"
     task = "summarization" if extracts else "span-corruption"
     mark = config.mark()
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     (folder / "README.md").write_text(
         f"""---
 library_name: {"peft" if is_adapter else "transformers"}
-tags: [t5, radiology, {"lora, " if is_adapter else ""}{task}]
+tags: [{family}, radiology, {"lora, " if is_adapter else ""}{task}]
 credentialed: {str(mark.credentialed).lower()}
 ---
 # {kind}: radiology {"findings to impression" if extracts else "reports"}
@@ -100,6 +102,11 @@ clinical reports may reproduce parts of them; the licence of the training data d
 they may be shared.
 {duties(mark)}"""
     )
+
+
+def shown_name(family: str) -> str:
+    """Of a base's model_type: T5, but bart."""
+    return family.upper() if family == "t5" else family
 
 
 def duties(mark: Mark) -> str:

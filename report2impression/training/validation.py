@@ -186,6 +186,7 @@ class EpochEnd:
             figures,
             n_processes=self.accelerator.num_processes,
             precision=resolve_precision(self.config.precision, self.accelerator.device),
+            family=self.model.config.model_type,
         )
 
 

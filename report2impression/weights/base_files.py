@@ -20,19 +20,27 @@ Json = dict[str, Any]
 MAX_JSON = 2**20  # bytes of a config
 MAX_TOKENIZER_JSON = 2**28  # bytes of a tokenizer.json or an index of shards
 SHOWN = 120  # characters of a name that a file gives
-SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\.safetensors")
+SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\.(safetensors|bin)")
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".npy", ".joblib", ".dill")
 # A pickle of protocol 2 to 5, or a zip archive, which is what torch.save and numpy write.
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 # A base's config may not choose code, a kernel, a loader or a file for its weights.
 CODE_KEYS = ("auto_map", "custom_pipelines", "quantization_config", "transformers_weights")
 CODE_PREFIXES = ("_attn_", "_experts_", "attn_implementation", "experts_implementation")
-# The widest published T5 (11B) is far below each of these.
+# The widest published base (T5's 11B) is far below each of these.
 SIZES = {
     **{"vocab_size": 2**24, "d_model": 2**16, "d_kv": 2**14, "d_ff": 2**20, "num_heads": 2**12},
     **{"num_layers": 1000, "num_decoder_layers": 1000, "relative_attention_num_buckets": 2**16},
     "relative_attention_max_distance": 2**24,
+    **{"encoder_layers": 1000, "decoder_layers": 1000, "num_hidden_layers": 1000},
+    **{"encoder_ffn_dim": 2**20, "decoder_ffn_dim": 2**20, "intermediate_size": 2**20},
+    **{"encoder_attention_heads": 2**12, "decoder_attention_heads": 2**12, "hidden_size": 2**16},
+    **{"num_attention_heads": 2**12, "num_key_value_heads": 2**12, "head_dim": 2**14},
+    "max_position_embeddings": 2**24,
 }
+# Configs of an encoder and a decoder within that of the base.
+PARTS = ("encoder", "decoder", "text_config", "vision_config")
 # Where the weights show a size: (tensor, dimension) -> the settings whose product it is.
 SHOWN_BY = {
     ("shared.weight", 0): ("vocab_size",),
@@ -140,6 +148,11 @@ def check_base(folder: Path) -> None:
         return  # transformers says what is missing
     file = folder / "config.json"
     settings = read_json(file)
+    _check_sizes(file, settings)
+    _compare_sizes(file, settings, _headers(folder))
+
+
+def _check_sizes(file: Path, settings: Json) -> None:
     for name, value in settings.items():
         is_unset = name == "num_decoder_layers" and value is None  # as many as num_layers
         if name in SIZES and not is_unset and not is_whole(value, 1, SIZES[name]):
@@ -147,7 +160,9 @@ def check_base(folder: Path) -> None:
                 f"{file}: {name} must be a whole number from 1 to {SIZES[name]:,}, not "
                 f"{shown(value)}: fetch the base again"
             )
-    _compare_sizes(file, settings, _headers(folder))
+        if name in PARTS and isinstance(value, dict):
+            _refuse_code_keys(file, value)
+            _check_sizes(file, value)
 
 
 def _headers(folder: Path) -> Json:
@@ -187,7 +202,25 @@ def _refuse_code_keys(file: Path, settings: Json) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors that transformers would open. Raises ConfigError if an index names a file
     that is not in the folder itself."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    return _whole_or_shards(folder, SAFE)
+
+
+def pickled_weights(folder: Path) -> list[Path]:
+    """The same of pickles, which nobody opens but weights/convert.py."""
+    return _whole_or_shards(folder, PICKLED)
+
+
+def refuse_only_pickled(folder: Path) -> None:
+    """Raises ConfigError that names the way out, if there are no other weights."""
+    if not weight_files(folder) and pickled_weights(folder):
+        raise ConfigError(
+            f"{folder} has its weights as {PICKLED} only, a pickle, which can run code: "
+            f"report2impression convert --from {folder} --to NEW makes safetensors of it"
+        )
+
+
+def _whole_or_shards(folder: Path, name: str) -> list[Path]:
+    single, index = folder / name, folder / f"{name}.index.json"
     if single.is_file():
         return [single]
     if not index.is_file():
@@ -195,10 +228,12 @@ def weight_files(folder: Path) -> list[Path]:
     shards = read_json(index, MAX_TOKENIZER_JSON).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
         raise ConfigError(f"{index}: weight_map must be a table of file names: fetch it again")
-    for name in sorted(set(shards.values())):
-        if not SHARD.fullmatch(name) or not (folder / name).is_file():
-            raise ConfigError(f"{index}: {shown(name)} is not the name of a file in {folder}")
-    return [folder / name for name in sorted(set(shards.values()))]
+    names = sorted(set(shards.values()))
+    for shard in names:
+        is_right = SHARD.fullmatch(shard) and Path(shard).suffix == Path(name).suffix
+        if not is_right or not (folder / shard).is_file():
+            raise ConfigError(f"{index}: {shown(shard)} is not the name of a file in {folder}")
+    return [folder / shard for shard in names]
 
 
 def read_header(stream: BinaryIO, file: Path, limit: int) -> Json:

@@ -20,49 +20,56 @@ from peft import (
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForSeq2SeqLM,
     BitsAndBytesConfig,
     PreTrainedModel,
-    T5ForConditionalGeneration,
 )
 
 from report2impression.program.errors import ConfigError
-from report2impression.weights import adapter_files
-from report2impression.weights.base_files import shown
+from report2impression.weights import adapter_files, families
+from report2impression.weights.base_files import refuse_only_pickled, shown
 from report2impression.weights.opening import look_at, one_line_errors
 from report2impression.weights.options import ModelConfig, Quantization
 
 
 def load_base(
     config: ModelConfig,
-    attention: str = "sdpa",
+    attention: str | None = None,
     *,
     quantization: Quantization = "none",
     device: torch.device | None = None,
-) -> T5ForConditionalGeneration:
-    """The base in fp32, in evaluation mode; `attention` is HF's name of an implementation.
+) -> PreTrainedModel:
+    """The base in fp32, in evaluation mode; `attention` is HF's name of an implementation, none =
+    the one that HF takes for this kind of base.
 
-    A quantized base is loaded onto `device` at once. Raises ConfigError if the base is missing or
-    not a T5 in safetensors.
+    A quantized base is loaded onto `device` at once. Raises ConfigError if the base is missing, not
+    in safetensors, or none of families.SUPPORTED.
     """
     path = os.path.expanduser(config.path)
     is_local = look_at("model", path)
+    if is_local:
+        refuse_only_pickled(Path(path))
     where: dict[str, Any] = {"revision": config.revision, "local_files_only": is_local}
     with one_line_errors("model", path):
         settings = AutoConfig.from_pretrained(path, **where)
-    if settings.model_type != "t5":
-        raise ConfigError(f"model {path} is a {settings.model_type}, not a t5")
-    if getattr(settings, "decoder_start_token_id", None) is None:
-        settings.decoder_start_token_id = settings.pad_token_id  # T5's own rule
-    own_dropout = settings.dropout_rate
+    families.check_family("model", path, settings.model_type)
+    settings.decoder_start_token_id = families.start_id(settings)
+    if settings.decoder_start_token_id is None:
+        raise ConfigError(
+            f"{path}: config.json has no decoder_start_token_id: add the id that impressions "
+            "begin with (of mbart, their language's)"
+        )
+    own_dropout = families.dropout_of(settings)
     if config.dropout is not None:
-        settings.dropout_rate = config.dropout
+        families.set_dropout(settings, config.dropout)
     with one_line_errors("model", path):
-        model, found = T5ForConditionalGeneration.from_pretrained(
+        model, found = AutoModelForSeq2SeqLM.from_pretrained(
             path,
             config=settings,
             output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=True,
+            trust_remote_code=False,
             attn_implementation=attention,
             **where,
             **_quantized(quantization, device),
@@ -107,9 +114,7 @@ def _check_targets(
     base: nn.Module, targets: Sequence[str], where: str = "--lora.target_modules"
 ) -> None:
     """PEFT passes over a name that fits nothing as long as another one fits."""
-    layers = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
-    # Not lm_head: it may be tied to the embedding, which merging would change, too.
-    layers = [name for name in layers if name != "lm_head"]
+    layers = families.adaptable(base)
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
@@ -119,16 +124,14 @@ def _check_targets(
             )
 
 
-def with_adapter(
-    base: T5ForConditionalGeneration, config: LoraConfig, **options: bool
-) -> PeftModel:
+def with_adapter(base: PreTrainedModel, config: LoraConfig, **options: bool) -> PeftModel:
     """The base with fresh LoRA pairs. PEFT asks it for a property that transformers deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(base, config, **options)
 
 
-def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftModel:
+def load_adapter(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     """The base with a saved adapter on it, in evaluation mode; no file of it is opened by PEFT.
 
     Raises ConfigError that names what is wrong: the field, the tensor, the file.
@@ -151,7 +154,16 @@ def load_adapter(base: T5ForConditionalGeneration, folder: str | Path) -> PeftMo
     return model
 
 
-def merged(model: PeftModel) -> T5ForConditionalGeneration:
+def merged(model: PeftModel) -> PreTrainedModel:
     """The base with the update added into its weights (in fp32: half precision rounds it away).
     Consumes model."""
-    return model.merge_and_unload()
+    settings = model.get_base_model().config
+    tied = settings.tie_word_embeddings
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        whole = model.merge_and_unload()
+    if settings.model_type in families.LIKE_GEMMA:
+        # PEFT looks at the encoder's embedding, but this head is tied to the decoder's: the head
+        # would not be stored, and a loader would miss it.
+        settings.tie_word_embeddings = tied
+    return whole

@@ -71,6 +71,7 @@ def cannot_load(what: str, path: str, why: str) -> ConfigError:
     return ConfigError(
         f"cannot load the {what} from {where} {path} ({why}): check the name (a relative one "
         "starts from the current folder), the revision, the network, and that its weights are "
-        "safetensors; offline, give local copies with --model.path DIR and --data.path DIR, "
-        "set HF_HUB_OFFLINE=1 to use an earlier download, or run `make demo`"
+        "safetensors (of a pytorch_model.bin alone: report2impression convert); offline, give "
+        "local copies with --model.path DIR and --data.path DIR, set HF_HUB_OFFLINE=1 to use an "
+        "earlier download, or run `make demo`"
     )

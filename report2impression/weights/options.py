@@ -19,11 +19,12 @@ class ModelConfig:
     """The base model."""
 
     path: str = "google-t5/t5-small"
-    """Folder or hub id of a T5 base with its tokenizer, weights in safetensors."""
+    """Folder or hub id of a base with its tokenizer, weights in safetensors: a T5, or another
+    encoder-decoder that docs/bases.md lists."""
     revision: str | None = None
     """Hub commit or tag of the base; none = its main branch."""
     dropout: float | None = None
-    """Dropout probability inside T5 (0 to 1); none = as the base's config says (0.1 for T5)."""
+    """Dropout probability inside the base (0 to 1); none = as its config says (0.1 for T5)."""
 
     def __post_init__(self) -> None:
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -89,6 +90,22 @@ class NewBaseConfig:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.seed >= 2**63:  # torch's own limit
             raise ConfigError(f"seed must be below 2**63, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """A base's weights in another format."""
+
+    from_: str
+    """Folder of the base: config.json, the tokenizer, pytorch_model.bin."""
+    to: str
+    """Folder of the same base in safetensors; must not exist, or be empty."""
+
+
+@exits_cleanly
+def convert_settings(argv: list[str] | None = None) -> ConvertConfig:
+    """Of weights/convert.py. SystemExit as below."""
+    return parse(ConvertConfig, argv, description="A base of pytorch_model.bin -> safetensors")
 
 
 @exits_cleanly

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from report2impression.program.files import replaced, write_file
 from report2impression.weights.adapter_files import CONFIG
+from report2impression.weights.families import set_dropout
 
 
 def save_model(
@@ -33,7 +34,8 @@ def save_model(
             stored = copy.deepcopy(model).half() if half else model
             stored.save_pretrained(str(temporary))
             settings = copy.deepcopy(stored.config)
-            settings.dropout_rate = getattr(model, "own_dropout", settings.dropout_rate)
+            if hasattr(model, "own_dropout"):
+                set_dropout(settings, model.own_dropout)
             settings.save_pretrained(str(temporary))
         write_extras(temporary)
 

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import replace
 
-from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from report2impression.weights import adapter_files
 from report2impression.weights.base_files import weight_files
@@ -27,8 +27,8 @@ def trained_tokenizer(found: TrainedFolder, base: ModelConfig) -> PreTrainedToke
 
 
 def trained_model(
-    found: TrainedFolder, base: ModelConfig, loaded: T5ForConditionalGeneration | None = None
-) -> T5ForConditionalGeneration:
+    found: TrainedFolder, base: ModelConfig, loaded: PreTrainedModel | None = None
+) -> PreTrainedModel:
     """In fp32, an adapter merged into its base; `loaded` is that base, if it is there already, and
     is consumed. Raises ConfigError."""
     if found.is_adapter:
