@@ -25,15 +25,12 @@ needs_bitsandbytes = pytest.mark.skipif(
 )
 
 
-LEARNS: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-2}
-
-
 def learns_and_saves(tiny: Tiny, folder: Path, **changes: Any) -> Recorder:
-    """The tiny recipe, LEARNS; its adapter is then read by a fresh, unquantized base."""
-    config = tiny.recipe(folder, **LEARNS, **changes)
+    """Three epochs of the tiny recipe; its adapter is then read by a fresh, unquantized base."""
+    config = tiny.recipe(folder, epochs=3, **changes)
     run = run_loop(config, tiny.training_data(config))
     losses = run.column("loss")
-    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    assert sum(losses[-4:]) < 0.95 * sum(losses[:4])  # without learning 0.99 to 1.01
     save_model(run.model, folder / "adapter", write_extras=lambda _: None)
     again = load_adapter(load_base(ModelConfig(path=str(tiny.base))), folder / "adapter")
     saved = {n: p for n, p in run.model.named_parameters() if ".lora_" in n}
@@ -48,7 +45,7 @@ def test_adamw_with_8_bit_states(tiny: Tiny, tmp_path: Path) -> None:
     wide = LoraSettings(r=128, alpha=256.0, dropout=0.0)  # bitsandbytes leaves < 4,096 in fp32
     run = learns_and_saves(tiny, tmp_path, optimizer="adamw8bit", lora=wide)
     plain = run_loop(
-        tiny.recipe(tmp_path, **LEARNS, lora=wide),
+        tiny.recipe(tmp_path, epochs=3, lora=wide),
         tiny.training_data(tiny.recipe(tmp_path, lora=wide)),
     )
     assert run.column("loss") == pytest.approx(plain.column("loss"), rel=0.05)
@@ -129,7 +126,7 @@ def test_gradient_checkpointing_changes_no_figure(tiny: Tiny, tmp_path: Path) ->
     )
     assert kind == "hf (gradient checkpointing is on)" and not isinstance(engine, FastEngine)
     run = learns_and_saves(tiny, tmp_path, gradient_checkpointing=True, dropout=0.1)
-    plain = tiny.recipe(tmp_path, **LEARNS, engine="hf", dropout=0.1)
+    plain = tiny.recipe(tmp_path, epochs=3, engine="hf", dropout=0.1)
     reference = run_loop(plain, tiny.training_data(plain))
     assert run.column("loss") == pytest.approx(reference.column("loss"), rel=1e-5)
 
