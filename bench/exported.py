@@ -61,7 +61,7 @@ translator = ctranslate2.Translator(job["folder"], compute_type=job["kind"])
 for i in order:
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(job["texts"][i], **cut).input_ids)
     (said,) = translator.translate_batch(
-        [tokens], beam_size=1, max_decoding_length=job["max_new_tokens"]
+        [tokens], beam_size=1, min_decoding_length=0, max_decoding_length=job["max_new_tokens"]
     )
     found[i] = tokenizer.convert_tokens_to_ids(said.hypotheses[0])
 {END}"""

@@ -75,7 +75,9 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 translator = ctranslate2.Translator(FOLDER, compute_type={kind})
 tokens = tokenizer.convert_ids_to_tokens(tokenizer({prefix} + findings).input_ids)
-found = translator.translate_batch([tokens], beam_size=1, max_decoding_length={n})
+found = translator.translate_batch(
+    [tokens], beam_size=1, min_decoding_length=0, max_decoding_length={n}
+)
 ids = tokenizer.convert_tokens_to_ids(found[0].hypotheses[0])
 print(tokenizer.decode(ids, skip_special_tokens=True))
 ```"""
