@@ -255,20 +255,27 @@ def test_a_failing_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(caught.value).startswith(f"cannot use {tmp_path}: No space left on device; ")
 
 
+class Settings:
+    model_type = "t5"
+
+    def __init__(self, **settings: Any) -> None:
+        self.__dict__ |= settings
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
 class Base(nn.Module):
     """What base_digest looks at."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.layer, self.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
-        self.own_dropout, self.settings = 0.1, {"num_heads": 2, "dropout_rate": 0.5, **settings}
-        self.config = self
+        self.own_dropout = 0.1
+        self.config = Settings(**{"num_heads": 2, "dropout_rate": 0.5, **settings})
         with torch.no_grad():
             for number, weight in enumerate(self.parameters()):
                 weight.fill_(number)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(self.settings)
 
 
 def test_the_digest_of_a_base_is_of_what_came_with_it() -> None:
