@@ -398,7 +398,7 @@ def test_confidence_is_that_of_the_whole_forward(
     source, tokenizer = reports(17), load_tokenizer(str(tiny.talkative))
     generator = generation.Generator(talkative, config, tokenizer, scored=True)
     found = list(generator.stream(source, longest_first(source)))
-    assert len({len(output.ids) for output in found}) > 2
+    assert len({len(output.ids) for output in found}) > 1  # some end, some are cut
     for output in found:
         expected = mean_probability(
             talkative, source.row(output.report), output.ids, cut=output.cut

@@ -136,7 +136,7 @@ def make_talkative(model: T5Model, vocabulary: dict[str, int], eos_id: int) -> N
         block.layer[1].EncDecAttention.o.weight *= 20
     words = [i for piece, i in vocabulary.items() if piece[0] == "▁" and len(piece) > 3]
     model.shared.weight[words] *= 3
-    model.shared.weight[eos_id] *= 10
+    model.shared.weight[eos_id] *= 8
 
 
 def make_trained(tiny: Tiny, folder: Path) -> Path:
