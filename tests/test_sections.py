@@ -211,6 +211,10 @@ PARTS = [
         "Addendum #2: z",
         "Electronically signed by: N. N., MD 1/1/2010 3:00 PM",
         "E-signed by N. N.",
+        "Report electronically signed by N. N.",
+        "Dr. Nn N. Nnn",
+        "ACC#: 1234",
+        "......................",
         "Dictated by: N. N.",
         "Read and electronically signed by N. N.",
         "Transcribed on 1/1/2010",
@@ -362,6 +366,13 @@ def test_what_stands_before_the_impression_stands_in_for_findings(
 def test_of_two_words_that_may_interpret_the_last_is_the_impression() -> None:
     texts = texts_of("SUMMARY: The nerve is slow.\nINTERPRETATION: Neuropathy.\n")
     assert (texts["findings"], texts["impression"]) == ("The nerve is slow.", "Neuropathy.")
+
+
+@pytest.mark.parametrize(
+    "text", ["Told to\nDr. Nn Nnn", "Told to Dr. Nn", "A ... B", "Dr. Nn was told."]
+)
+def test_a_name_within_a_sentence_is_no_signature(text: str) -> None:
+    assert text_of(f"FINDINGS: a\nIMPRESSION: {text}\n", "impression") == text
 
 
 def test_a_plan_is_no_impression() -> None:

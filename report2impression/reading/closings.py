@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 _RULE = re.compile(
     r"^[^\S\n]*+(?:(?:_[ \t]?){5,}|(?:[-=~\u2013\u2014\u2015\u2500-\u257f][ \t]?){3,}"
-    r"|(?:[*#+][ \t]?){5,})[^\S\n]*$|(?<=\s)(?:_{10,}|[-=]{10,})(?=\s|$)",
+    r"|(?:[*#+.][ \t]?){5,})[^\S\n]*$|(?<=\s)(?:_{10,}|[-=]{10,})(?=\s|$)",
     re.MULTILINE,
 )
 _LINE_START = re.compile(r"^[^\S\n]*+(?P<start>[^\w\s/]*+[^\S\n]*+)(?=[\w/])", re.MULTILINE)
@@ -57,18 +57,20 @@ _AT_LINE_START = (
     rf"^(?:(?:{_ROLES}) )?(?:{_PEOPLE})(?:s|\(s\))?(?: of record)? ?:",
     r"cc ?: ?(?:dr\b|[\w.,\x20]{2,40}\bm\.?d\b)",
     r"(?P<name>(?-i:(?:Dr\.? )?[A-Z][\w.'-]*(?:[\x20,]+[A-Z][\w.'-]*){1,4} ?, ?(?:M\.?D|D\.?O|"
-    r"M\.?B\.?B\.?S|F\.?R\.?C\.?R|Ph\.?D|P\.?A|R\.?R\.?A)\b[^a-z\n]*))$",
+    r"M\.?B\.?B\.?S|F\.?R\.?C\.?R|Ph\.?D|P\.?A|R\.?R\.?A)\b[^a-z\n]*|"
+    r"Dr\.? [A-Z][\w'-]+(?: [A-Z][\w.'-]*){0,2}\.?))$",
     # Diagnostic code: 1, MRN: 1
     r"^(?:summary|diagnos\w+|result|billing|procedure|report|exam|critical\w*|alert|icd|cpt)"
     r"(?: ?-?\d+)?(?: (?:result|cm))? codes?\b",
     r"^(?:mrn|job|order|report|document|dictation|transcription|exam|workstation|confirmation)"
     r" ?(?:id|#|no\.|number|status) ?[:#\d]",
     r"^(?:mrn|icd-?\d*|cpt) ?[:#]",
+    r"^acc ?#",
 )
 _AT_SENTENCE = (
     r"(?-i:END OF (?:THE )?(?:[A-Z]+ )?(?:IMPRESSION|FINDINGS|REPORT|DICTATION))\b",
     # Electronically signed by ..., Read and signed by ..., /s/
-    r"(?:electronic(?:ally)?|digital(?:ly)?|e)(?: ?- ?| )?"
+    r"(?:report )?(?:electronic(?:ally)?|digital(?:ly)?|e)(?: ?- ?| )?"
     r"(?:signed|signature|authenticated|approved|verified|finali[sz]ed|reviewed)\b",
     rf"^(?:{_DONE})(?: ?(?:and|&|/|,)(?: ?\w+){{1,2}}?)?(?: (?:electronically|digitally))? by\b",
     r"/s/",
