@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from report2impression.reading.hl7 import from_hl7
 from report2impression.reading.rows import MAX_LINE_BYTES, PlacedRow, Row, Table, told
 from report2impression.reading.sections import (
     NAMES,
-    all_texts_of,
     chosen,
-    stands_in,
+    find_sections,
+    texts_in,
     unknown_headings,
 )
 
@@ -70,9 +71,11 @@ class _Reports:
         report = read_report(file)
         if isinstance(report, ValueError):
             return str(report)
-        every = all_texts_of(report)
+        report = from_hl7(report)
+        sections = find_sections(report)
+        every = texts_in(report, sections)
         self._n_several += len(every.get("impression", ())) > 1
-        self._n_instead += "findings" in every and stands_in(report)
+        self._n_instead += any(section.instead for section in sections)
         if not {"findings", "impression"} <= every.keys():
             self._n_lacking += 1
             titles = unknown_headings(report)

@@ -26,7 +26,7 @@ empty counts: the final report follows a preliminary one, and an addendum the re
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from report2impression.reading.closings import closings
@@ -124,18 +124,18 @@ def all_texts_of(report: str) -> dict[str, list[str]]:
     """The texts of each name, page breaks left out, empty sections not counted; an HL7 message is
     unpacked."""
     report = from_hl7(report)
+    return texts_in(report, find_sections(report))
+
+
+def texts_in(report: str, sections: Iterable[Section]) -> dict[str, list[str]]:
+    """The same of sections that were found."""
     parts: dict[str, list[str]] = {}
-    for section in find_sections(report):
+    for section in sections:
         text = report[section.start : section.end]
         text = "".join(text[place] for place in _kept_places(text))
         if text:
             parts.setdefault(section.name, []).append(text)
     return parts
-
-
-def stands_in(report: str) -> bool:
-    """Whether its findings are what stands before the impression, without a heading of theirs."""
-    return any(section.instead for section in find_sections(from_hl7(report)))
 
 
 def unknown_headings(report: str) -> set[str]:
