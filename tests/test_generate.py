@@ -57,8 +57,7 @@ def assert_same(ours: list[Output], theirs: list[Output]) -> None:
     for o, t in zip(ours, theirs, strict=True):
         assert (o.score is None) == (t.score is None)
         if o.score is not None:
-            # Attention of the talkative model is 20 times as sharp, and rounds as much coarser.
-            assert o.score == pytest.approx(t.score, rel=1e-4, abs=1e-4)
+            assert o.score == pytest.approx(t.score, rel=1e-5, abs=1e-5)
 
 
 SETTINGS = [
@@ -398,7 +397,7 @@ def test_confidence_is_that_of_the_whole_forward(
     source, tokenizer = reports(17), load_tokenizer(str(tiny.talkative))
     generator = generation.Generator(talkative, config, tokenizer, scored=True)
     found = list(generator.stream(source, longest_first(source)))
-    assert len({len(output.ids) for output in found}) > 1  # some end, some are cut
+    assert len({len(output.ids) for output in found}) > 2
     for output in found:
         expected = mean_probability(
             talkative, source.row(output.report), output.ids, cut=output.cut

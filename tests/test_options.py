@@ -30,7 +30,7 @@ def learns_and_saves(tiny: Tiny, folder: Path, **changes: Any) -> Recorder:
     config = tiny.recipe(folder, epochs=3, **changes)
     run = run_loop(config, tiny.training_data(config))
     losses = run.column("loss")
-    assert sum(losses[-4:]) < 0.95 * sum(losses[:4])  # without learning 0.99 to 1.01
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
     save_model(run.model, folder / "adapter", write_extras=lambda _: None)
     again = load_adapter(load_base(ModelConfig(path=str(tiny.base))), folder / "adapter")
     saved = {n: p for n, p in run.model.named_parameters() if ".lora_" in n}
