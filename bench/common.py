@@ -3,7 +3,7 @@
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from report2impression.batching.plan import padded_cost
 from report2impression.batching.token_store import survey
 from report2impression.engine.models import T5Model
 from report2impression.program.config import parse
+from report2impression.program.errors import ConfigError
 from report2impression.program.process import keep_freed_memory, quieten_libraries
 from report2impression.reading.options import DataConfig
 from report2impression.reading.sources import stream_pairs
@@ -97,6 +98,12 @@ def gemm_gflops(dtype: torch.dtype, device: str = "cpu") -> float:
     a = torch.randn(2048, 512, device=device).to(dtype)
     b = torch.randn(512, 2048, device=device).to(dtype)
     return 2 * 2048 * 512 * 2048 / statistics.median(seconds(lambda: a @ b, n=9)) / 1e9
+
+
+def known(sides: tuple[str, ...], peers: Collection[str]) -> None:
+    """Raises ConfigError where a side is none of the peers."""
+    if unknown := [name for name in sides if name not in peers]:
+        raise ConfigError(f"--sides: {', '.join(unknown)} is none of {', '.join(peers)}")
 
 
 def print_json(figures: dict[str, Any]) -> None:

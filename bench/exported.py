@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.start import cpu_name
+from bench.machine import cpu_name
 from report2impression.decoding.ct2 import COMPUTE_TYPES
 from report2impression.decoding.generate import generate
 from report2impression.decoding.options import DecodingConfig

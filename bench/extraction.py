@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.start import ROOT, cpu_name
+from bench.machine import cpu_name
+from bench.start import ROOT
 from eval import generate_both
 from report2impression.batching.tokens import Tokens
 from report2impression.decoding.generate import Generator

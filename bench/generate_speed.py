@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from bench.common import BenchConfig, gemm_gflops, print_json, start
-from bench.timing import now
+from bench.common import BenchConfig, gemm_gflops, known, print_json, start
+from bench.machine import machine
+from bench.timing import in_turn, timed
 from report2impression.batching.tokens import Tokens, tokenise
 from report2impression.decoding.cache import Decoder
 from report2impression.decoding.ct2 import Converted
@@ -38,6 +39,7 @@ from report2impression.weights.tokenizer import load_tokenizer
 
 HF_BATCHES = (32, 48, 64, 96, 128)
 CT2_BATCHES = (16, 48, 96, 192)
+PEERS = ("hf_b16", "hf_sorted_best", "ct2_float32", "ct2_int8")
 N_TRIED = 256  # at most so many reports, on which batch sizes are compared
 
 
@@ -45,12 +47,12 @@ N_TRIED = 256  # at most so many reports, on which batch sizes are compared
 class GenerateSpeedConfig(BenchConfig):
     """What is decoded, and by whom."""
 
-    n: int = 192
+    n: int = 64
     """Test reports, evenly spaced over the lengths; 0 = all."""
     decoding: DecodingConfig = field(
         default_factory=lambda: DecodingConfig(min_new_tokens=48, max_new_tokens=48)
     )
-    sides: tuple[str, ...] = ("hf_b16", "hf_sorted_best", "ct2_float32", "ct2_int8")
+    sides: tuple[str, ...] = PEERS
     """Peers to run beside ours."""
 
 
@@ -61,10 +63,9 @@ def best_of(candidates: Mapping[int, Callable[[list[int]], list[Output]]], order
     """The batch size that is fastest on some of the reports, evenly spaced, each tried once."""
     some, times = order[:: -(-len(order) // N_TRIED)], {}
     next(iter(candidates.values()))(some)  # warms up
-    for size, side in candidates.items():
-        begin = now()
-        side(some)
-        times[size] = now() - begin
+    different = {min(size, len(some)): size for size in sorted(candidates, reverse=True)}
+    for size in different.values():
+        times[size] = timed(partial(candidates[size], some))()
     return min(times, key=times.__getitem__)
 
 
@@ -126,15 +127,16 @@ def agreement(a: list[Output], b: list[Output]) -> float:
 @exits_cleanly
 def main() -> None:
     config = start(GenerateSpeedConfig, (__doc__ or "").partition("\n")[0])
+    known(config.sides, PEERS)
     source = reports(config)
     made, best = sides(config, source)
-    outputs = {name: side() for name, side in made.items()}  # warms everything up
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(config.rounds):
-        for name, side in made.items():
-            begin = now()
-            side()
-            seconds[name].append(now() - begin)
+    outputs: dict[str, list[Output]] = {}
+
+    def keep(name: str) -> None:
+        outputs[name] = made[name]()
+
+    works = {name: timed(partial(keep, name)) for name in made}
+    seconds = in_turn(works, config.rounds, warm_up=1)
     n = len(source.lengths)
     speed = {name: n / statistics.median(times) for name, times in seconds.items()}
     least = config.decoding.min_new_tokens  # of special tokens that a random model may write, too
@@ -176,6 +178,8 @@ def main() -> None:
         "ratio_each": {name: speed["ours_each"] / rate for name, rate in peers.items()},
         "identical": {name: agreement(o, outputs[reference]) for name, o in outputs.items()},
         "best_batch": best,
+        "min_max": {name: [n / max(x), n / min(x)] for name, x in seconds.items()},
+        "machine": machine(),
         "gemm_gflops": gemm_gflops(DTYPES[config.decoding.precision]),
     }
     print_json(figures)

@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from bench.start import ROOT, cpu_name
+from bench.machine import cpu_name
+from bench.start import ROOT
 from report2impression.extracting.extractor import Extractor
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, exits_cleanly

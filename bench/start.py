@@ -10,7 +10,6 @@ last line is JSON.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.machine import cpu_name
 from report2impression.corpora.synthetic import write_splits
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, exits_cleanly
@@ -75,13 +75,6 @@ def first_step(config: StartConfig, folder: Path) -> float:
                 raise ConfigError(f"train_loop.py of {config.checkout} ended without a step")
             time.sleep(0.01)
         return time.perf_counter() - begun
-
-
-def cpu_name() -> str:
-    """As Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def sides(config: StartConfig, folder: Path) -> dict[str, Callable[[], float]]:

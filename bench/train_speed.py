@@ -10,6 +10,7 @@ form in a whole epoch. The last line is JSON.
 import dataclasses
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,18 +24,21 @@ from bench.common import (
     evenly,
     fresh_model,
     gemm_gflops,
+    known,
     load_data,
     print_json,
     start,
 )
 from bench.flops import StepFlops
+from bench.machine import machine
 from bench.peers import PEERS
-from bench.timing import now
+from bench.timing import in_turn, now
 from data import ExtractDataset
 from model import build_engine, build_model
 from report2impression.batching.dataset import batches
 from report2impression.batching.plan import plan_epoch
 from report2impression.engine.precision import DTYPES, autocast, resolve_precision
+from report2impression.program.errors import exits_cleanly
 from report2impression.program.terminal import print_table
 from report2impression.runs.recipe import Precision, TrainConfig
 from report2impression.training.updates import apply_update, build_optimizer
@@ -45,8 +49,12 @@ from report2impression.weights.tokenizer import load_tokenizer
 class SpeedConfig(BenchConfig):
     """Ours against the peers."""
 
+    steps: int = 3
+    """Optimizer steps per round."""
     precision: Precision = "auto"
     """Precision of ours; the peers have theirs in their names."""
+    sides: tuple[str, ...] = PEERS
+    """Peers to run beside ours."""
 
 
 @dataclass(frozen=True)
@@ -113,21 +121,19 @@ def useful_flops(config: BenchConfig, dataset: ExtractDataset, n_steps: int) -> 
 
 def measure(config: SpeedConfig) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """(samples per second of every side in every round, facts about ours)."""
+    known(config.sides, PEERS)
     dataset = load_data(config)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     sides = {
         "ours": ours(config, dataset, our_batches(dataset, config), OurSide(config.precision)),
-        **{name: peers.peer(name, config, dataset, tokenizer) for name in PEERS},
+        **{name: peers.peer(name, config, dataset, tokenizer) for name in config.sides},
     }
     n = config.steps * config.micro_batch_size
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
     # Warm-up, on the very batches: pages, prepared products, lazy imports. Twice, as each side's
     # first round changes what the heap holds for the others.
-    for run in [*sides.values()] * 2:
-        run(config.steps)
-    for _ in range(config.rounds):
-        for name, run in sides.items():
-            speeds[name].append(n / run(config.steps))
+    runs = {name: partial(run, config.steps) for name, run in sides.items()}
+    seconds = in_turn(runs, config.rounds, warm_up=2)
+    speeds = {name: [n / taken for taken in found] for name, found in seconds.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(config.precision, device)
     gflops = useful_flops(config, dataset, config.steps) / n / 1e9
@@ -141,6 +147,7 @@ def measure(config: SpeedConfig) -> tuple[dict[str, list[float]], dict[str, Any]
     }
 
 
+@exits_cleanly
 def main() -> None:
     config = start(SpeedConfig, (__doc__ or "").partition("\n")[0])
     speeds, facts = measure(config)
@@ -171,9 +178,10 @@ def main() -> None:
                 "peak_share": medians["ours"] * facts["gflop_per_sample"] / facts["gemm_gflops"],
                 **facts,
             },
-            "peers": {name: medians[name] for name in PEERS},
-            "ratio": {name: medians["ours"] / medians[name] for name in PEERS},
+            "peers": {name: medians[name] for name in config.sides},
+            "ratio": {name: medians["ours"] / medians[name] for name in config.sides},
             "min_max": {name: [min(found), max(found)] for name, found in speeds.items()},
+            "machine": machine(),
         }
     )
 

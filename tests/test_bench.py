@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bench.peers import InGivenOrder
 from bench.reliability import fault_runs, soak
 from bench.reliability.disk_faults import in_a_child
 from bench.reliability.run_faults import Place
+from bench.timing import in_turn
 from report2impression.engine.fast import FastEngine
 from report2impression.engine.precision import cpu_multiplies_bf16
 from report2impression.reading.options import DataConfig
@@ -30,7 +32,7 @@ from report2impression.runs import tracking
 from report2impression.weights.options import ModelConfig
 from tests.programs import forked
 from tests.test_fast_t5 import adapted_t5, packed
-from tests.tiny import Tiny, python
+from tests.tiny import Tiny, one_line, python
 
 
 def last_line(tiny: Tiny, name: str, *flags: str, run: Any = forked) -> dict[str, Any]:
@@ -50,10 +52,28 @@ def test_train_speed(tiny: Tiny) -> None:
         "no_trainer_loop",
     }
     assert set(found["ratio"]) == set(found["peers"])
+    assert found["machine"]["threads"] == 1 and found["machine"]["versions"]["torch"]
     ours = found["ours"]
     assert ours["samples_per_s"] > 0 and ours["peak_share"] > 0
     for name, speed in found["peers"].items():
         assert found["ratio"][name] == pytest.approx(ours["samples_per_s"] / speed)
+
+
+def test_every_side_runs_once_a_round_and_the_warm_up_does_not_count() -> None:
+    calls: list[str] = []
+
+    def side(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    found = in_turn({name: partial(side, name) for name in "ab"}, 2, warm_up=1)
+    assert calls == [*"ababab"] and found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+def test_a_peer_that_is_none_is_named(tiny: Tiny) -> None:
+    for name in ("train_speed", "generate_speed"):
+        done = forked("-m", f"bench.{name}", '--sides=["ct3"]')
+        assert done.returncode == 2 and "ct3 is none of" in one_line(done.stderr)
 
 
 def test_extraction(tiny: Tiny, trained: Path) -> None:
