@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
@@ -42,6 +42,7 @@ from report2impression.program.process import Aside, keep_freed_memory
 from report2impression.reading.options import DataConfig, SourceConfig
 from report2impression.reading.pairs import Pair, Split, has_split
 from report2impression.reading.sources import read_pairs, sample_indices, tell_skipped
+from report2impression.reporting import plots
 from report2impression.reporting.results import (
     LABELS,
     open_results,
@@ -55,7 +56,7 @@ from report2impression.reporting.results import (
 from report2impression.runs.evaluation import EvalConfig, sources_of
 from report2impression.runs.recipe import TrainConfig, is_published
 from report2impression.scoring import baselines
-from report2impression.scoring.comparison import Evaluation, Inputs, compare
+from report2impression.scoring.comparison import Ahead, Evaluation, Inputs, ahead, compare
 from report2impression.scoring.faithfulness import checks as faithfulness
 from report2impression.scoring.guard_rails import Limits
 from report2impression.weights.folders import find_trained
@@ -97,6 +98,19 @@ class Sample:
     signs: dict[str, str]  # the commonest of each, by code points
     spelling: Spelling | None
 
+    @property
+    def prompts(self) -> list[str]:
+        return [pair.prompt for pair in self.pairs]
+
+    @property
+    def references(self) -> list[str]:
+        return [pair.impression for pair in self.pairs]
+
+    def inputs(self, outputs: dict[str, list[str]], *more: Any) -> Inputs:
+        """Of a comparison."""
+        ids, groups = [p.id for p in self.pairs], [p.group or None for p in self.pairs]
+        return Inputs(ids, groups, self.prompts, self.references, outputs, *more)
+
 
 def sample(
     config: EvalConfig, data: DataConfig, test: Split, tokenizer: PreTrainedTokenizerBase
@@ -121,6 +135,38 @@ def sample(
     return Sample(pairs, source, n_long, n_unknown, signs, spelling)
 
 
+def made_ahead(
+    config: EvalConfig, data: SourceConfig, reports: Sample
+) -> tuple[dict[str, list[str]], Ahead]:
+    """Outputs of the baselines, and what else of the comparison needs no model."""
+    train = training_pairs(data, reports.spelling)
+    made = baselines.outputs(reports.prompts, reports.references, train)
+    return made, ahead(reports.inputs(made, train), stemmer=config.stemmer, tokens=config.tokens)
+
+
+class Meanwhile:
+    """What needs no model, or one system's texts only, while the next system writes; `ask` may do
+    it elsewhere."""
+
+    def __init__(
+        self, config: EvalConfig, data: SourceConfig, ask: Callable[..., Any] = partial
+    ) -> None:
+        self._ask, self._made_ahead = ask, partial(made_ahead, config, data)
+        self.unsupported: dict[str, Callable[[], Any]] = {}  # by system
+        self.agreement: dict[str, Callable[[], Any]] = {}
+
+    def sampled(self, reports: Sample) -> None:
+        self.ahead = self._ask(self._made_ahead, reports)
+        self.wrote("reference", reports.references, reports)
+        self._ask(plots.prepare)
+
+    def wrote(self, system: str, texts: list[str], reports: Sample) -> None:
+        self.unsupported[system] = self._ask(faithfulness.unsupported_rates, reports.prompts, texts)
+        if system in LABELS:
+            one = {system: texts}
+            self.agreement[system] = self._ask(agreement.counts_by, one, reports.references)
+
+
 @dataclass(frozen=True)
 class Generated:
     """What base and adapter wrote for the sampled reports. Texts: nothing here goes to disk."""
@@ -133,9 +179,15 @@ class Generated:
 
 
 def generate_both(
-    config: EvalConfig, trained: TrainConfig, rank: int = 0, n_ranks: int = 1, device: Any = "cpu"
+    config: EvalConfig,
+    trained: TrainConfig,
+    rank: int = 0,
+    n_ranks: int = 1,
+    device: Any = "cpu",
+    meanwhile: Meanwhile | None = None,
 ) -> Generated:
-    """Outputs of base and adapter on the sampled test reports, the same on every rank."""
+    """Outputs of base and adapter on the sampled test reports, the same on every rank; `meanwhile`
+    is told as soon as there are some."""
     data, base_config = sources_of(config, trained)
     found = find_trained(config.adapter)
     test = read_pairs(data, "test")
@@ -143,6 +195,8 @@ def generate_both(
         tell_skipped(test.name, test.n_rows, test.skipped, len(test.skipped))
     tokenizer = trained_tokenizer(found, base_config)
     reports = sample(config, data, test, tokenizer)
+    if meanwhile:
+        meanwhile.sampled(reports)
     sources = {"base": reports.source, "lora": reports.source}
     base_tokenizer = tokenizer
     if not found.is_adapter:  # it may have got a vocabulary of its own
@@ -155,6 +209,7 @@ def generate_both(
     base = load_base(base_config).to(device)
     provenance = {"base": base_config.path, "base_sha256": _weights_sha256(base)}
     outputs: dict[str, list[Output]] = {}
+    texts: dict[str, list[str]] = {}
     for name, label in LABELS.items():
         model = base if name == "base" else trained_model(found, base_config, base).to(device)
         outputs[name] = generate(
@@ -166,21 +221,27 @@ def generate_both(
             n_ranks=n_ranks,
             progress=f"{label}: generating",
         )
+        texts[name] = to_text(tokenizers[name], [output.ids for output in outputs[name]])
+        if meanwhile:
+            meanwhile.wrote(name, texts[name], reports)
     kind = "adapter" if found.is_adapter else "model"
     provenance[f"{kind}_sha256"] = weights_sha256(found)
-    rows = [[pair.id, pair.prompt, pair.impression] for pair in reports.pairs]
-    provenance["data"] = data.path
-    provenance["data_sha256"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    provenance |= {"data": data.path, "data_sha256": _pairs_sha256(reports.pairs)}
     provenance |= {name: version(name) for name in LIBRARIES}
     unknown = {name: tokenizers[name].unk_token_id for name in outputs}
     ids = {name: [output.ids for output in some] for name, some in outputs.items()}
     return Generated(
         reports,
-        {name: to_text(tokenizers[name], some) for name, some in ids.items()},
+        texts,
         {name: sum(output.cut for output in some) for name, some in outputs.items()},
         {name: sum(row.count(unknown[name]) for row in some) for name, some in ids.items()},
         provenance,
     )
+
+
+def _pairs_sha256(pairs: Sequence[Pair]) -> str:
+    rows = [[pair.id, pair.prompt, pair.impression] for pair in pairs]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _weights_sha256(model: torch.nn.Module) -> str:
@@ -196,16 +257,12 @@ def evaluate(
     config: EvalConfig,
     generated: Generated,
     trained: TrainConfig,
-    ask: Callable[..., Any] = partial,
+    meanwhile: Meanwhile,
 ) -> tuple[Evaluation, dict[str, list[str]]]:
-    """All figures of scores.json, and every system's outputs; needs no model. `ask` may run a part
-    elsewhere meanwhile."""
-    reports, pairs = generated.sample, generated.sample.pairs
-    prompts, references = [p.prompt for p in pairs], [p.impression for p in pairs]
-    written = {**generated.texts, "reference": references}
-    marked = ask(faithfulness.unsupported_by, prompts, written)
-    train = training_pairs(sources_of(config, trained)[0], reports.spelling)
-    outputs = {**generated.texts, **baselines.outputs(prompts, references, train)}
+    """All figures of scores.json, and every system's outputs; needs no model."""
+    reports = generated.sample
+    made, known = meanwhile.ahead()
+    outputs = {**generated.texts, **made}
     limits = Limits(
         max_new_tokens=config.max_new_tokens,
         long_references=reports.n_long_references,
@@ -215,20 +272,19 @@ def evaluate(
         unknown_tokens={**reports.n_unknown, **generated.n_unknown},
         unknown_signs=reports.signs,
     )
-    groups = [pair.group or None for pair in pairs]
-    inputs = Inputs([p.id for p in pairs], groups, prompts, references, outputs, train, limits)
     evaluation = compare(
-        inputs,
+        reports.inputs(outputs, None, limits),
+        known,
         stemmer=config.stemmer,
         tokens=config.tokens,
         seed=config.seed,
         n_resamples=config.n_resamples,
     )
-    by_system = {n: faithfulness.rates(flags, config.seed) for n, flags in marked().items()}
-    agreed = ask(agreement.counts_by, generated.texts, references)()  # where spaCy is loaded
+    rates = {name: meanwhile.unsupported[name]() for name in (*generated.texts, "reference")}
+    agreed = {name: meanwhile.agreement[name]()[name] for name in generated.texts}
     figures = evaluation.figures
     figures["faithfulness"] = {
-        check: {name: found[check] for name, found in by_system.items()}
+        check: {name: found[check] for name, found in rates.items()}
         for check in faithfulness.CHECKS
     }
     how = {"seed": config.seed, "n_resamples": config.n_resamples}
@@ -250,19 +306,25 @@ def main(argv: list[str] | None = None) -> None:
     check_trained(found)  # refuses it before hours of decoding
     folder = Path(config.output_dir or adapter.parent / "evaluation")
     first = os.environ.get("RANK", "0") == "0"
-    ask = Aside(faithfulness.prepare).ask if first else partial  # spaCy loads meanwhile
+    ask = Aside(faithfulness.prepare).ask if first else partial  # spaCy loads there
     accelerator = Accelerator(cpu=config.cpu, mixed_precision="no")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if accelerator.is_main_process:
         open_results(folder)
     generation = time.perf_counter()
+    meanwhile = Meanwhile(config, sources_of(config, trained)[0], ask) if first else None
     generated = generate_both(
-        config, trained, accelerator.process_index, accelerator.num_processes, accelerator.device
+        config,
+        trained,
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.device,
+        meanwhile,
     )
     generation = time.perf_counter() - generation
-    if accelerator.is_main_process:
-        evaluation, outputs = evaluate(config, generated, trained, ask)
+    if meanwhile:
+        evaluation, outputs = evaluate(config, generated, trained, meanwhile)
         beside_published = is_published(*sources_of(config, trained))
         print_scores(evaluation.figures, beside_published=beside_published)
         if not found.is_adapter:
@@ -278,6 +340,7 @@ def main(argv: list[str] | None = None) -> None:
             settings=_settings(config, trained),
             show_text=config.show_text > 0,
             beside_published=beside_published,
+            ask=ask,
         )
         timing["all_s"] = time.perf_counter() - start
         if config.save_predictions:

@@ -40,17 +40,18 @@ def test_it_works_in_a_process_of_its_own_that_has_prepared_itself() -> None:
     assert prepared == []  # not here
 
 
-def test_one_request_at_a_time() -> None:
+def test_requests_wait_for_one_another_and_nobody_for_them() -> None:
     aside = Aside(prepare)
-    later = aside.ask(where, 1)
-    with pytest.raises(RuntimeError, match="under way"):
-        aside.ask(where, 2)
-    assert later()[0] == 1 and aside.ask(where, 2)()[0] == 2
+    texts = ["no effusion " * 100] * 2000  # more than a pipe holds, in both directions
+    later = [aside.ask(sorted, texts) for _ in range(3)] + [aside.ask(where, 1)]
+    assert later[3]()[:2] == (1, aside.process.pid)
+    assert [one() for one in later[:3]] == [texts] * 3
 
 
-def test_a_large_request_and_a_large_answer() -> None:
-    texts = ["no effusion " * 100] * 2000
-    assert Aside(prepare).ask(sorted, texts)() == texts
+def test_what_cannot_be_sent_is_done_here() -> None:
+    aside = Aside(prepare)
+    first, last = aside.ask(lambda: 1), aside.ask(where, 2)
+    assert first() == 1 and last()[:2] == (2, aside.process.pid)
 
 
 def test_what_fails_there_is_done_here() -> None:

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from bench.scoring import synthetic_inputs
 from report2impression.program.errors import ConfigError, DataError, UserError
 from report2impression.scoring import baselines
-from report2impression.scoring.comparison import Inputs, compare, compare_runs, intervals, paired
+from report2impression.scoring.comparison import (
+    Inputs,
+    ahead,
+    compare,
+    compare_runs,
+    intervals,
+    paired,
+)
 from report2impression.scoring.describe import by_group, by_length, by_training, describe, loops
 from report2impression.scoring.guard_rails import Limits, guard_rails
 from report2impression.scoring.records import Records, read_per_report, write_per_report
@@ -70,6 +77,13 @@ def test_figures_can_be_written_and_repeated(inputs: Inputs, figures: dict[str, 
     written = json.dumps(figures, allow_nan=False)
     assert json.dumps(compare(inputs, seed=5, **QUICK).figures) == written
     assert json.dumps(compare(inputs, seed=6, **QUICK).figures["intervals"]) not in written
+
+
+def test_what_was_made_ahead_changes_nothing(inputs: Inputs, figures: dict[str, Any]) -> None:
+    early = {name: inputs.outputs[name] for name in ("base", *baselines.BASELINES)}
+    known = ahead(replace(inputs, outputs=early))
+    rest = replace(inputs, train=None)  # it is in what is known
+    assert compare(rest, known, seed=5, **QUICK).figures == figures
 
 
 def test_no_text_gets_into_the_figures(inputs: Inputs) -> None:

@@ -10,6 +10,7 @@ Shapes: N reports, F fields, C = 2F columns (agreeing, in either).
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ def _columns(texts: Sequence[str], due: Sequence[list[Counter[Hashable]]]) -> Fl
     return np.array(rows, dtype=float).reshape(-1, 2 * len(FIELDS))
 
 
+@lru_cache(maxsize=32_768)
 def _said(text: str) -> list[Counter[Hashable]]:
     """For each field, how often each value is said of each finding."""
     found = [finding for item in structure(text).items for finding in item.findings]

@@ -5,7 +5,7 @@ system, and the next step pays for fresh pages: on two CPU cores that was more t
 fast engine's time.
 
     aside = Aside(prepare)              # it prepares itself while this process goes on
-    later = aside.ask(function, *args)  # and works while this process goes on
+    later = aside.ask(function, *args)  # and works while this process goes on, in the order asked
     result = later()
 
 It is a fork: begin before this process has threads or a CUDA context. Arguments and results go
@@ -18,11 +18,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 # No bars and notes of theirs between ours; whoever wants them sets these before.
 QUIET = {
@@ -74,7 +77,7 @@ T = TypeVar("T")
 
 
 class Aside:
-    """Takes one request at a time."""
+    """Takes requests, one after the other."""
 
     def __init__(self, prepare: Callable[[], object]) -> None:
         context = get_context("fork")
@@ -82,29 +85,32 @@ class Aside:
         self.process = context.Process(target=_work, args=(prepare, there, self._pipe), daemon=True)
         self.process.start()
         there.close()
-        self._busy = False
+        self._requests: SimpleQueue[tuple[Any, Future[tuple[bool, Any]]]] = SimpleQueue()
+        self._thread = Thread(target=self._talk, daemon=True)
 
     def ask(self, function: Callable[..., T], *args: object) -> Callable[[], T]:
-        """A call that waits for the result. RuntimeError before the last one was waited for."""
-        if self._busy:
-            raise RuntimeError("the request before is still under way")
-        here = partial(function, *args)
-        try:
-            self._pipe.send((function, args))
-        except OSError:
-            return here
-        self._busy = True
+        """A call that waits for the result."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        answer: Future[tuple[bool, Any]] = Future()
+        self._requests.put(((function, args), answer))
 
         @cache
         def result() -> T:
-            try:
-                is_done, found = self._pipe.recv()
-            except (EOFError, OSError):
-                is_done, found = False, None
-            self._busy = False
-            return found if is_done else here()
+            is_done, found = answer.result()
+            return found if is_done else function(*args)
 
         return result
+
+    def _talk(self) -> None:
+        """In a thread: a large request waits until that process reads it, and this one goes on."""
+        while True:
+            request, answer = self._requests.get()
+            told = False, None
+            with suppress(Exception):
+                self._pipe.send(request)
+                told = self._pipe.recv()
+            answer.set_result(told)
 
 
 def _work(prepare: Callable[[], object], pipe: Connection, other_end: Connection) -> None:

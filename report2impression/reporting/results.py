@@ -7,8 +7,9 @@ Figures, ids and settings only. Report text is shown by `show_examples` and by c
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,18 @@ def write_report(
     settings: Mapping[str, str],
     show_text: bool,
     beside_published: bool = False,
+    ask: Callable[..., Any] = partial,
 ) -> None:
-    """report.html. `run` is the training's folder, whose metrics.jsonl gives the curves."""
+    """report.html. `run` is the training's folder, whose metrics.jsonl gives the curves; `ask` may
+    draw elsewhere, where matplotlib is loaded already."""
     texts = {
         "source": [pair.prompt for pair in pairs],
         "reference": [pair.impression for pair in pairs],
         **{name: outputs[name] for name in LABELS},
     }
     lengths = {name: np.array([len(words(t)) for t in column]) for name, column in texts.items()}
-    page = evaluation_page(
+    page = partial(
+        evaluation_page,
         evaluation.figures,
         published=published.SCORES if beside_published else {},
         curves=_curves(run / "metrics.jsonl"),
@@ -122,7 +126,7 @@ def write_report(
         settings=settings,
         cases=_cases(evaluation, pairs, texts, show_text=show_text),
     )
-    write_page(folder / "report.html", page)
+    write_page(folder / "report.html", ask(page)())
 
 
 def _curves(file: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ BLEU decides, with the n-gram orders that it has; it is never averaged.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,16 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What can be had while a model still writes."""
+
+    statistics: Mapping[str, Statistics]
+    """Of the systems that have written."""
+    strata: Mapping[str, Strata]
+    explained: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Figures for scores.json, and what every report added to them."""
 
@@ -77,24 +87,36 @@ class Evaluation:
         return {system: found.rouge for system, found in self.statistics.items()}
 
 
+def ahead(inputs: Inputs, *, stemmer: bool = True, tokens: TokenKind = "published") -> Ahead:
+    """For a `compare` with further systems on the same reports."""
+    found = {
+        system: statistics(outputs, inputs.references, stemmer=stemmer, tokens=tokens)
+        for system, outputs in inputs.outputs.items()
+    }
+    return Ahead(found, _strata(inputs), explained(inputs.train))
+
+
 def compare(
     inputs: Inputs,
+    known: Ahead | None = None,
     *,
     stemmer: bool = True,
     tokens: TokenKind = "published",
     seed: int = 0,
     n_resamples: int = RESAMPLES,
 ) -> Evaluation:
-    """All figures of scores.json that need no model. ValueError if there are no reports, or if a
-    system has not exactly one output for each."""
+    """All figures of scores.json that need no model; what is `known` is not computed again.
+    ValueError if there are no reports, or if a system has not exactly one output for each."""
+    known = known or ahead(replace(inputs, outputs={}), stemmer=stemmer, tokens=tokens)
     found = {
-        system: statistics(outputs, inputs.references, stemmer=stemmer, tokens=tokens)
+        system: known.statistics.get(system)
+        or statistics(outputs, inputs.references, stemmer=stemmer, tokens=tokens)
         for system, outputs in inputs.outputs.items()
     }
     figures: Figures = {"n": len(inputs.ids)}
     figures |= {name: found[name].figures() for name in (THAN, BETTER) if name in found}
     figures["baselines"] = {n: found[n].figures() if n in found else None for n in BASELINES}
-    figures["baselines_explained"] = explained(inputs.train)
+    figures["baselines_explained"] = known.explained
     how = {"n_resamples": n_resamples, "seed": seed}
     figures["intervals"] = intervals(found, **how)
     figures["bleu_parts"] = {system: _bleu_parts(one) for system, one in found.items()}
@@ -103,7 +125,7 @@ def compare(
         figures["paired"] = paired(ours[BETTER], ours[THAN], names=(BETTER, THAN), **how)
     figures["breakdown"] = {
         kind: {part: _part(ours, indices, how) for part, indices in strata.items()}
-        for kind, strata in _strata(inputs).items()
+        for kind, strata in known.strata.items()
         if ours
     }
     texts = {name: inputs.outputs[name] for name in ours}

@@ -134,18 +134,13 @@ def unsupported(sources: Sequence[str], outputs: Sequence[str]) -> dict[str, np.
     return {check: np.array([bool(pair[check]) for pair in pairs], dtype=bool) for check in CHECKS}
 
 
-def unsupported_by(
-    sources: Sequence[str], outputs: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, np.ndarray]]:
-    """`unsupported` of each system's outputs."""
-    return {system: unsupported(sources, texts) for system, texts in outputs.items()}
+def unsupported_rates(sources: Sequence[str], outputs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`rates` of `unsupported`."""
+    return rates(unsupported(sources, outputs))
 
 
-def rates(flags: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Flagged impressions per 100 reports, with Wilson's 95 % interval; ValueError if N is 0.
-
-    Wilson's needs no draws, so `seed` changes nothing.
-    """
+def rates(flags: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Flagged impressions per 100 reports, with Wilson's 95 % interval; ValueError if N is 0."""
     return {check: rate(int(values.sum()), len(values)) for check, values in flags.items()}
 
 
