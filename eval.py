@@ -11,10 +11,12 @@ gets tokens of its own where its tokenizer is another one.
 """
 
 from report2impression.program.errors import exits_cleanly
+from report2impression.program.process import Aside, do_without, keep_freed_memory
 from report2impression.runs.settings import evaluation_settings
 
 if __name__ == "__main__":
     evaluation_settings()  # --help, mistakes and --dry_run are answered before torch is loaded
+    do_without("bitsandbytes")  # PEFT would load it, and it torch's compiler: a second
 
 import hashlib
 import json
@@ -38,7 +40,6 @@ from report2impression.decoding.generate import generate, to_text
 from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.extracting import agreement
 from report2impression.program.errors import DataError
-from report2impression.program.process import Aside, keep_freed_memory
 from report2impression.reading.options import DataConfig, SourceConfig
 from report2impression.reading.pairs import Pair, Split, has_split
 from report2impression.reading.sources import read_pairs, sample_indices, tell_skipped

@@ -52,6 +52,14 @@ def answers(*argv: str, code: int) -> set[str]:
     return HEAVY & {name.partition(".")[0] for name in names}
 
 
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_training_loads_bitsandbytes_only_where_it_is_used(tmp_path: Path, eight_bit: bool) -> None:
+    optimizer = f"--optimizer={'adamw8bit' if eight_bit else 'adamw'}"
+    done = python("-X", "importtime", "train_loop.py", f"--data.path={tmp_path}", optimizer)
+    assert done.returncode == 2 and " peft.tuners.lora.layer" in done.stderr
+    assert (" bitsandbytes.functional" in done.stderr) == eight_bit
+
+
 @pytest.mark.parametrize("program", ["train_loop.py", "eval.py", "extract.py"])
 def test_help_and_mistakes_are_answered_before_torch_is_loaded(program: str) -> None:
     assert not answers(program, "--help", code=0)

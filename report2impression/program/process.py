@@ -53,6 +53,12 @@ def quieten_libraries() -> None:
         transformers.utils.logging.set_verbosity_error()
 
 
+def do_without(module: str) -> None:
+    """Of a program, before its imports: who imports the module only where it is installed finds
+    that it is not."""
+    sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+
+
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 

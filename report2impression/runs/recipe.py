@@ -141,6 +141,11 @@ class TrainConfig:
         is_run = self.objective == "extract" and self.tuning == "lora"
         return is_run and is_published(self.data, self.model)
 
+    @property
+    def uses_bitsandbytes(self) -> bool:
+        """An extra, and slow to load."""
+        return self.optimizer == "adamw8bit" or self.base_quantization != "none"
+
     def mark(self) -> Mark:
         """Whether data or base are credentialed; the weights inherit it. Raises DataError."""
         return inherited(self.data.mark(), self.model.path)

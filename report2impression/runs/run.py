@@ -122,8 +122,7 @@ def require_extras(config: TrainConfig) -> None:
     if config.track_with != "none":
         refuse_remote(config.track_with, config.mark(), allowed=config.allow_remote)
         library(config.track_with)
-    wanted = config.optimizer == "adamw8bit" or config.base_quantization != "none"
-    if wanted and not find_spec("bitsandbytes"):
+    if config.uses_bitsandbytes and not find_spec("bitsandbytes"):
         raise ConfigError(
             "adamw8bit and base_quantization need bitsandbytes: pip install -c constraints.txt "
             '".[bnb]"'
