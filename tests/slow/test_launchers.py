@@ -22,6 +22,8 @@ FILES = {1: "cpu.yaml", 2: "cpu_2_processes.yaml"}
 
 def launch(argv: list[str], n_ranks: int) -> subprocess.Popen[bytes]:
     """`accelerate launch`, in a process group of its own."""
+    # A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
