@@ -19,6 +19,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from model import PaddedEngine, build_engine, build_model
 from report2impression.batching.collation import Example, collate_packed, collate_padded
 from report2impression.engine import attention as fast_attention
+from report2impression.engine import fast
 from report2impression.engine import ops as fast_ops
 from report2impression.engine.batch import PackedBatch
 from report2impression.engine.blocks import Group
@@ -179,6 +180,18 @@ def test_the_path_for_cuda_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("report2impression.engine.blocks.attention", fused)
     assert_equal_to_hf(adapted_t5(), [(9, 15), (30, 4), (1, 1)], multiple=128)
+
+
+def test_matrices_too_large_for_copies_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied() -> list[bool]:
+        engine = FastEngine(adapted_t5(), torch.float32)
+        groups = [group for block in engine.encoder.blocks for group in block.groups()]
+        return [engine.copies is not None, *(group.copies is not None for group in groups)]
+
+    assert all(copied())
+    monkeypatch.setattr(fast, "REORDERED_BYTES", 1000)
+    assert not any(copied())
+    assert_equal_to_hf(adapted_t5(), [(9, 7), (5, 3)])
 
 
 def test_another_head_than_the_embedding() -> None:

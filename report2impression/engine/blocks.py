@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from report2impression.engine.adapter import Pairs, Step
 from report2impression.engine.attention import Grid, attention
-from report2impression.engine.frozen import Frozen
+from report2impression.engine.frozen import Frozen, Reordered
 from report2impression.engine.ops import Norm, add_norm, grouped_linear
 
 
@@ -39,6 +39,7 @@ class Group:
         for layer, part in zip(plain, self.weight.split(width), strict=True):
             layer.weight = nn.Parameter(part, requires_grad=False)  # stored once, here
         self.adapted = [i for i, layer in enumerate(layers) if isinstance(layer, LoraLinear)]
+        self.copies: Reordered | None = None
         self.number = pairs.register([layers[i] for i in self.adapted]) if self.adapted else None
 
     def __call__(self, step: Step, x: Tensor) -> Tensor:
@@ -46,7 +47,9 @@ class Group:
         if self.number is None:
             return F.linear(x, self.weight)
         mask = step.drop_lora.mask(len(self.adapted), *x.shape)
-        return grouped_linear(x, self.weight, *step.pairs[self.number], self.adapted, mask)
+        copies = None if torch.compiler.is_compiling() else self.copies
+        pair = step.pairs[self.number]
+        return grouped_linear(x, self.weight, *pair, self.adapted, mask, copies)
 
 
 class MergedGroup:
@@ -96,6 +99,9 @@ class Block:
         self.activation = torch.relu_ if in_place else dense.act
         self.wi = group([dense.wi_0, dense.wi_1] if self.gated else [dense.wi])
         self.wo = group([dense.wo])
+
+    def groups(self) -> list[Group]:
+        return [part for part in vars(self).values() if isinstance(part, Group)]
 
     def __call__(
         self,

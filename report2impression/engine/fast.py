@@ -12,6 +12,8 @@ B examples; S source and T target places of the padded grids; N source and M tar
 D model width, H heads, K head width, V vocabulary, R LoRA rank.
 """
 
+from collections.abc import Sequence
+
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -19,9 +21,12 @@ from torch import Tensor, nn
 from report2impression.engine.adapter import Pairs, Step
 from report2impression.engine.attention import Grid
 from report2impression.engine.batch import PackedBatch
-from report2impression.engine.blocks import Block, Memory, Stack
+from report2impression.engine.blocks import Block, Group, Memory, Stack
+from report2impression.engine.frozen import Reordered, reordered
 from report2impression.engine.models import output_scale
 from report2impression.engine.ops import Dropout, summed_cross_entropy
+
+REORDERED_BYTES = 2**31  # of copies of the frozen matrices: those of T5-base in fp32 fit
 
 
 class FastEngine(nn.Module):
@@ -53,6 +58,17 @@ class FastEngine(nn.Module):
         self.vocabulary = _freeze(dtype, base.lm_head)
         if tied:
             base.lm_head.weight, self.vocabulary = base.shared.weight, self.embedding
+        self.copies: Reordered | None = None
+        self._reorder([group for block in encoder + decoder for group in block.groups()])
+
+    def _reorder(self, groups: Sequence[Group]) -> None:
+        """Hold the matrices in oneDNN's order, too, both ways; large ones have no room for that."""
+        n_bytes = self.vocabulary.nbytes + sum(group.weight.nbytes for group in groups)
+        if 2 * n_bytes > REORDERED_BYTES:
+            return
+        self.copies = reordered(self.vocabulary)
+        for group in groups:
+            group.copies = reordered(group.weight) if group.adapted else None
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Cross-entropy summed over the label tokens, fp32 scalar."""
@@ -78,7 +94,12 @@ class FastEngine(nn.Module):
             hidden = self.decoder(step, self.embedding[batch.decoder_ids], target, biases, memory)
             if self.scale != 1:
                 hidden = hidden * self.scale
-            return summed_cross_entropy(hidden, self.vocabulary, batch.labels)
+            return summed_cross_entropy(
+                hidden,
+                self.vocabulary,
+                batch.labels,
+                None if torch.compiler.is_compiling() else self.copies,
+            )
 
     def _padding(self, keys: Tensor) -> Tensor:
         """(B, S) -> (B, 1, 1, S), -inf where there is no token."""

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from report2impression.engine.frozen import Reordered, times, times_back
+
 CROSS_ENTROPY_ROWS = 128  # label tokens whose logits are alive together: 16 MB in fp32 for T5
 POOL_ELEMENTS = 1 << 18, 1 << 20  # dropout elements drawn together: first and largest draw
 
@@ -104,16 +106,23 @@ def _zero(device: torch.device) -> Tensor:
 
 
 def grouped_linear(
-    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, adapted: Sequence[int], mask: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    adapted: Sequence[int],
+    mask: Tensor | None,
+    copies: Reordered | None = None,
 ) -> Tensor:
     """x W^T + for each adapted member m, in its columns: (x * mask_m) a_m^T b_m^T.
 
     x (N, D); weight (members * P, D), frozen; a (M, R, D); b (M, P, R), scaled by the caller; mask
-    (M, N, D) or none; adapted: which member each of the M pairs belongs to -> (N, members * P).
+    (M, N, D) or none; adapted: which member each of the M pairs belongs to; copies: of the weight,
+    as `frozen.reordered` makes them -> (N, members * P).
     """
     if not adapted:
         return F.linear(x, weight)
-    return _GroupedLinear.apply(x, weight, a, b, adapted, mask)
+    return _GroupedLinear.apply(x, weight, a, b, adapted, mask, copies)
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -129,18 +138,19 @@ class _GroupedLinear(torch.autograd.Function):
         b: Tensor,
         adapted: Sequence[int],
         mask: Tensor | None,
+        copies: Reordered | None,
     ) -> Tensor:
         n_pairs, width, _ = b.shape
         dropped = x.expand(n_pairs, *x.shape) if mask is None else x * mask
         hidden = torch.bmm(dropped, a.transpose(1, 2))  # (M, N, R)
-        y = F.linear(x, weight)
+        y = times(x, weight, copies)
         if _all_adapted(weight, b) and not torch.compiler.is_compiling():  # it cannot trace this
             _members(y, width).baddbmm_(hidden, b.transpose(1, 2))
         else:
             for pair, member in enumerate(adapted):
                 _member(y, width, member).addmm_(hidden[pair], b[pair].t())
         ctx.save_for_backward(dropped, weight, a, b, hidden, mask)
-        ctx.adapted = adapted
+        ctx.adapted, ctx.copies = adapted, copies
         return y
 
     @staticmethod
@@ -160,8 +170,8 @@ class _GroupedLinear(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             through_a = torch.bmm(grad_hidden, a)  # (M, N, D)
-            grad_x = _masked_sum(through_a, mask).addmm_(g, weight)
-        return grad_x, None, grad_a, grad_b, None, None
+            grad_x = times_back(g, weight, ctx.copies, _masked_sum(through_a, mask))
+        return grad_x, None, grad_a, grad_b, None, None, None
 
 
 def _all_adapted(weight: Tensor, b: Tensor) -> bool:
@@ -258,10 +268,12 @@ class _AddNorm(torch.autograd.Function):
 # --- loss -----------------------------------------------------------------------------------------
 
 
-def summed_cross_entropy(hidden: Tensor, vocabulary: Tensor, labels: Tensor) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, vocabulary: Tensor, labels: Tensor, copies: Reordered | None = None
+) -> Tensor:
     """Cross-entropy of hidden (N, D) against the frozen vocabulary (V, D), summed over the tokens
     whose label (N,) is not negative: fp32 scalar."""
-    return _SummedCrossEntropy.apply(hidden, vocabulary, labels)
+    return _SummedCrossEntropy.apply(hidden, vocabulary, labels, copies)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -269,27 +281,29 @@ class _SummedCrossEntropy(torch.autograd.Function):
     kept as that of the sum: divided by a token count, fp16 would lose its small entries."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, vocabulary: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, vocabulary: Tensor, labels: Tensor, copies: Reordered | None
+    ) -> Tensor:
         grad = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), CROSS_ENTROPY_ROWS):
             rows = slice(start, start + CROSS_ENTROPY_ROWS)
             counted = (labels[rows] >= 0).float()[:, None]
             target = labels[rows].clamp(min=0)[:, None]
-            logits = (hidden[rows] @ vocabulary.t()).float()
+            logits = times(hidden[rows], vocabulary, copies).float()
             p = logits.softmax(-1)
             # The largest probability gives log-sum-exp without another pass of exponentials.
             log_sum_exp = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
             total += ((log_sum_exp - logits.gather(1, target)) * counted).sum()
             del logits
             p.scatter_add_(1, target, counted.neg())
-            torch.mm(p.to(vocabulary.dtype), vocabulary, out=grad[rows])
-            grad[rows] *= counted
+            back = times_back(p.to(vocabulary.dtype), vocabulary, copies)
+            torch.mul(back, counted, out=grad[rows])
         ctx.save_for_backward(grad)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * g, None, None
+        return grad * g, None, None, None
