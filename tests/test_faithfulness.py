@@ -1,25 +1,31 @@
 """The faithfulness check on sentences written for the purpose; what must hold for any text; and
 the bench that measures it. Text of reports appears here only because it is made up."""
 
+import functools
 import json
 import random
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spacy.tokens import Doc
+from negspacy.negation import Negex
+from spacy.language import Language
+from spacy.matcher import Matcher
 
 from bench.faithfulness import detection as bench
 from bench.faithfulness.clean_impressions import Report, restate
 from bench.faithfulness.injections import CHECK_OF, inject
 from report2impression.corpora.synthetic import generate
-from report2impression.scoring.faithfulness import claims
+from report2impression.scoring.faithfulness import claims, negation
 from report2impression.scoring.faithfulness.checks import CHECKS, findings, rate, rates, unsupported
 from report2impression.scoring.faithfulness.clinical_terms import FINDING, lexicon, phrases
 from report2impression.scoring.faithfulness.marks import LEVEL, SIDE, SIZE, marks
-from report2impression.scoring.faithfulness.negation import TERMS, parse
+from report2impression.scoring.faithfulness.negation import Statement, parse
 
 # (report, impression, the text that the check must mark; "" = none)
 MEASUREMENT = [
@@ -174,9 +180,10 @@ def test_what_each_check_marks(check: str, source: str, impression: str, marked:
 
 @pytest.mark.parametrize("source", REPORTS)
 def test_a_sentence_of_the_report_is_supported(source: str) -> None:
-    for sentence in parse(source).sents:
-        found = findings(source, sentence.text)
-        assert not any(found.values()), (sentence.text, found)
+    for statement in parse(source):
+        said = source[statement.start : statement.end]
+        found = findings(source, said)
+        assert not any(found.values()), (said, found)
 
 
 @settings(max_examples=60, deadline=None)
@@ -235,8 +242,8 @@ def test_sizes_that_differ_or_are_zero_are_refused() -> None:
 
 def test_negation_is_that_of_the_term_set_not_of_a_word() -> None:
     def denied(text: str) -> dict[str, bool]:
-        doc = parse(text)  # spans live as long as their document
-        return {s.text: s._.negated for s in doc.spans[TERMS] if s.id_ == FINDING}
+        terms = [term for statement in parse(text) for term in statement.terms]
+        return {text[t.start : t.end]: t.denied for t in terms if t.kind == FINDING}
 
     assert denied("no pneumonia effusions edema or masses") == dict.fromkeys(
         ("pneumonia", "effusions", "edema", "masses"), True
@@ -248,6 +255,66 @@ def test_negation_is_that_of_the_term_set_not_of_a_word() -> None:
         "fracture": True,
         "effusion": False,
     }
+
+
+NAMES = sorted(term for terms in lexicon().terms.values() for term in terms)
+CUES = ["no", "not", "without", "or", "but", "may be", "is", "cannot be excluded", "non-", ",", "."]
+FILLING = st.lists(st.sampled_from(["mildly", "the", "4", "size"]), max_size=6).map(" ".join)
+parted = st.tuples(st.sampled_from([name for name in NAMES if ".." in name]), FILLING)
+of_terms = st.lists(
+    st.one_of(
+        st.sampled_from(CUES),
+        st.sampled_from(NAMES),
+        parted.map(lambda both: both[0].replace("..", both[1])),
+    ),
+    max_size=12,
+).map(" ".join)
+
+
+@functools.cache
+def spacys() -> tuple[Language, Sequence[Negex], Matcher]:
+    """Its blank English, negspacy's components, and a matcher of the terms with a gap."""
+    nlp = spacy.blank("en")
+    components, matcher = negation.negex(nlp), Matcher(nlp.vocab)
+    for component in components:
+        component.span_keys = {"terms"}
+    may_stand = {"LOWER": {"NOT_IN": sorted(negation.NO_GAP)}, "IS_ALPHA": True, "OP": "?"}
+    for kind, terms in lexicon().terms.items():
+        for term, concept in ((t, c) for t, c in terms.items() if ".." in t):
+            left, right = ([{"LOWER": w} for w in part.split()] for part in term.split(" .. "))
+            matcher.add(f"{kind}/{concept}", [[*left, *[may_stand] * negation.GAP, *right]])
+    return nlp, components, matcher
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(texts, of_terms, st.sampled_from(REPORTS)))
+def test_negation_is_negspacys(text: str) -> None:
+    """Each term looked up in its own piece, against negspacy's component over the whole text."""
+    nlp, components, _ = spacys()
+    doc, statements = nlp.make_doc(text), parse(text)
+    begins = {statement.start for statement in statements}
+    for token in doc:
+        token.is_sent_start = token.idx in begins
+    terms = [term for statement in statements for term in statement.terms]
+    spans: list[Any] = [doc.char_span(t.start, t.end, label=t.concept) for t in terms]
+    doc.spans["terms"] = spans
+    for component in components:
+        component(doc)
+    for term, span in zip(terms, spans, strict=True):
+        assert term.suspected == span._.suspected
+        near = {token.lower_ for token in doc[max(0, span.start - 1) : span.end]}
+        is_within = term.denied and not near.isdisjoint({"not", "never", "-"})
+        assert term.denied == (span._.denied or is_within)
+
+
+@settings(max_examples=150, deadline=None)
+@given(of_terms)
+def test_a_gap_is_that_of_spacys_matcher(text: str) -> None:
+    nlp, _, matcher = spacys()
+    doc = nlp.make_doc(text)
+    found = negation.parser().find.with_gap([token.lower_ for token in doc])
+    due = {(nlp.vocab.strings[key], start, end) for key, start, end in matcher(doc)}
+    assert {(f"{one.kind}/{one.concept}", one.start, one.end) for one in found} == due
 
 
 def test_values_of_marks() -> None:
@@ -276,7 +343,7 @@ def test_reports_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     claims.read.cache_clear()
     calls: list[str] = []
 
-    def counted(text: str) -> Doc:
+    def counted(text: str) -> list[Statement]:
         calls.append(text)
         return parse(text)
 

@@ -48,7 +48,7 @@ def clean_of(report: Report, kind: str, rng: random.Random) -> str:
 
 
 def statements(text: str) -> list[str]:
-    return [sentence.text.strip() for sentence in parse(text).sents]
+    return [text[statement.start : statement.end].strip() for statement in parse(text)]
 
 
 def _is_fit(statement: str, kind: str) -> bool:

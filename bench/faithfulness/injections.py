@@ -98,9 +98,9 @@ Edit = tuple[str, int, int]  # the edited impression and the bounds of the edite
 def _items(impression: str) -> list[tuple[int, int]]:
     """The bounds of each statement, item numbers left out."""
     bounds = []
-    for sentence in parse(impression).sents:
-        number = re.match(r"\d+\.?\s+(?!mm|cm|x)", sentence.text)
-        bounds.append((sentence.start_char + (number.end() if number else 0), sentence.end_char))
+    for start, end, _ in parse(impression):
+        number = re.match(r"\d+\.?\s+(?!mm|cm|x)", impression[start:end])
+        bounds.append((start + (number.end() if number else 0), end))
     return [(a, b) for a, b in bounds if b > a]
 
 

@@ -10,7 +10,7 @@ text gives a structure, in time linear in its length. Offsets are characters of 
 import bisect
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from report2impression.extracting.advice import TRIGGER, recommendations
@@ -85,7 +85,7 @@ def as_json(found: Structure) -> dict[str, Any]:
     """The schema's `items`, `urgency` and `checks`. The caller adds what it knows: `checks` say
     false and null for what the text alone does not tell. Without a source nothing was held against
     it: `supported` is false and no finding has `evidence`."""
-    plain: dict[str, Any] = _lists(asdict(found))
+    plain: dict[str, Any] = _plain(found)
     said = plain["checks"]
     if said is None:
         for item in plain["items"]:
@@ -101,11 +101,12 @@ def as_json(found: Structure) -> dict[str, Any]:
     return plain
 
 
-def _lists(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _lists(part) for key, part in value.items()}
-    return [_lists(part) for part in value] if isinstance(value, tuple) else value
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, as JSON has them."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    names = getattr(type(value), "__dataclass_fields__", None)
+    return {name: _plain(getattr(value, name)) for name in names} if names else value
 
 
 def _joined_lines(text: str) -> str:

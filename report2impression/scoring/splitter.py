@@ -58,7 +58,16 @@ def sentences(text: str) -> list[str]:
 
 def units(text: str) -> list[str]:
     """The sentences of each item: what rougeLsum should compare one by one."""
-    return [part for item in items(text) for part in sentences(item)]
+    return [text[start:end] for start, end in unit_spans(text)]
+
+
+def unit_spans(text: str) -> list[tuple[int, int]]:
+    """Where the units stand: characters [start, end) of the text."""
+    return [
+        (begin + start, begin + end)
+        for begin, stop in item_spans(text)
+        for start, end in sentence_spans(text[begin:stop])
+    ]
 
 
 def one_per_line(texts: Sequence[str]) -> list[str]:

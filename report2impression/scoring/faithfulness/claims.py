@@ -10,16 +10,12 @@ import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from report2impression.scoring.faithfulness.clinical_terms import ANATOMY, FINDING, SIGN, words
 from report2impression.scoring.faithfulness.marks import Mark, marks
-from report2impression.scoring.faithfulness.negation import TERMS, parse
+from report2impression.scoring.faithfulness.negation import Statement, parse
 from report2impression.scoring.placeholders import replaced
 from report2impression.scoring.splitter import sentence_spans
-
-if TYPE_CHECKING:
-    from spacy.tokens import Span
 
 WHERE = words("where")
 # Words after which a new thing is named: the mark before them belongs to what came earlier.
@@ -130,20 +126,17 @@ def _moved(text: Text, by: int) -> Text:
 
 def _read(text: str) -> Text:
     """One block: NegEx holds every term of a text against every denial of it."""
-    doc = parse(text)
     found = sorted(marks(text), key=lambda mark: mark.start)
     begins = [mark.start for mark in found]
-    spans: dict[int, list[Span]] = {}
-    for span in doc.spans[TERMS]:
-        spans.setdefault(span.sent.start_char, []).append(span)
     claims: list[Claim] = []
     loose: list[Mark] = []
-    for sentence in doc.sents:
-        start, end = sentence.start_char, sentence.end_char
-        stated = _claims(text, spans.get(start, []), start, end)
+    for statement in parse(text):
+        start, end = statement.start, statement.end
+        stated = _claims(text, statement)
         here = found[bisect.bisect_left(begins, start) : bisect.bisect_left(begins, end)]
+        pools = _pools(stated) if here else []
         for mark in here:
-            owners = _owners(text, mark, stated)
+            owners = _owners(text, mark, pools)
             for claim in owners:
                 claim.marks.append(mark)
             if not owners:
@@ -154,23 +147,25 @@ def _read(text: str) -> Text:
     return Text(tuple(claims), tuple(found), tuple(loose))
 
 
-def _claims(text: str, spans: "list[Span]", start: int, end: int) -> list[Claim]:
-    """The claims of the statement [start, end)."""
+def _claims(text: str, statement: Statement) -> list[Claim]:
+    if not statement.terms:
+        return []
+    start, end = statement.start, statement.end
     whole = text[start:end].lower()
     normal = bool(NORMAL.search(whole)) and "upper limits" not in whole
     stems = frozenset(w[:STEM] for w in WORD.findall(whole) if w not in STOP and len(w) > 2)
     claims = []
-    for span in spans:
-        ends = [s.end_char for s in spans if s.id_ == FINDING and s.end_char <= span.start_char]
-        lead = text[max(ends, default=start) : span.start_char].lower()
+    for term in statement.terms:
+        ends = [t.end for t in statement.terms if t.kind == FINDING and t.end <= term.start]
+        lead = text[max(ends, default=start) : term.start].lower()
         claims.append(
             Claim(
-                concept=span.label_,
-                kind=span.id_,
-                start=span.start_char,
-                end=span.end_char,
-                denied=span._.negated,
-                suspected=span._.suspected,
+                concept=term.concept,
+                kind=term.kind,
+                start=term.start,
+                end=term.end,
+                denied=term.denied,
+                suspected=term.suspected,
                 normal=normal,
                 statement=(start, end),
                 masked="____" in replaced(f"{lead} finding").split()[-4:-1],
@@ -181,20 +176,26 @@ def _claims(text: str, spans: "list[Span]", start: int, end: int) -> list[Claim]
     return claims
 
 
-def _owners(text: str, mark: Mark, stated: list[Claim]) -> list[Claim]:
+def _pools(stated: list[Claim]) -> list[list[Claim]]:
+    """The findings, the signs and the organs of a statement."""
+    return [[c for c in stated if c.kind == kind] for kind in (FINDING, SIGN, ANATOMY)]
+
+
+def _owners(text: str, mark: Mark, pools: list[list[Claim]]) -> list[Claim]:
     """The claims that a mark of their statement describes: a finding, a sign, else an organ."""
-    by_kind = {kind: [c for c in stated if c.kind == kind] for kind in (FINDING, SIGN, ANATOMY)}
+    findings, signs, organs = pools
     at = mark.start, mark.end
-    found = [c for kind in (FINDING, SIGN) for c in nearest(text, at, by_kind[kind])]
-    return found or nearest(text, at, by_kind[ANATOMY])
+    return [*nearest(text, at, findings), *nearest(text, at, signs)] or nearest(text, at, organs)
 
 
 def nearest(text: str, at: tuple[int, int], pool: list[Claim]) -> list[Claim]:
     """Those claims of one statement that the words text[start:end] describe."""
+    if not pool:
+        return []
     start, end = at
     earlier = [claim for claim in pool if claim.end <= start]
     later = [claim for claim in pool if claim.start >= end]
-    last = max((claim.end for claim in earlier), default=pool[0].statement[0] if pool else 0)
+    last = max((claim.end for claim in earlier), default=pool[0].statement[0])
     first = min((claim.start for claim in later), default=end)
     lead, way = text[last:start].lower(), text[end:first].lower()
     lead = ANOTHER.split(lead)[-1]

@@ -24,6 +24,11 @@ CONTINUES = JOINING | NORMAL | words_of("done") | GENERIC | HEADS | words_of("co
 SEEN = {"seen", "noted", "identified"}  # verbs that may end a statement or go on
 DEMONSTRATED = words_of("done") - {"limits", "midline"}
 ADJECTIVE = ("ic", "ous", "ed", "ar", "ive", "lucent")  # "no fibrotic changes" is not yet whole
+BEFORE_NO = JOINING - SEEN  # "no" after them opens nothing
+BEFORE_ARTICLE = BEFORE_NO - {"again", "otherwise"}
+BEFORE_SUBJECT = BEFORE_NO - {"again"} | SUBJECT | {"cardio"}
+OF_A_SUBJECT = SUBJECT | HEADS | {"and"}
+WITHIN_A_LIST = {"no", "there", "the"} | VERBS | NORMAL
 LEVEL = re.compile(r"[ctls]?\d{1,2}(?:-[ctls]?\d{1,2})?|[-/]|to")
 LONGEST = 120  # words: what goes on without a stop is no statement
 LOOK_AHEAD = 12  # words in which the "or" of a denied list must come
@@ -87,24 +92,22 @@ def _opens(words: Sequence[str], i: int, ends: set[int]) -> bool:
     if word == "there":
         return after in VERBS | {"'s", "may"} and before not in {"that", "which", "but"}
     if word == "no" or (word == "negative" and after == "for"):
-        return before not in JOINING - SEEN
+        return before not in BEFORE_NO
     if word in {"the", "a", "an", "this", "these", "both"}:
-        plain = before not in JOINING - SEEN - {"again", "otherwise"}
         verb = before.endswith("ing") and i not in ends
-        return plain and not verb and after not in {"no", ""}
+        return before not in BEFORE_ARTICLE and not verb and after not in {"no", ""}
     return False
 
 
 def _is_subject(words: Sequence[str], i: int, organs: Sequence[int]) -> bool:
     """An organ and its verb: "lungs are", "heart size normal", "left lung is"."""
-    closed = JOINING - SEEN - {"again"} | SUBJECT
-    if words[i - 1] in closed | {"cardio"} or words[i] in HEADS | {"and"}:
+    if words[i - 1] in BEFORE_SUBJECT or words[i] in HEADS or words[i] == "and":
         return False
     j = i
     while j < len(words) - 1 and j - i < 5:
         if organs[j]:
             j = organs[j]
-        elif words[j] in SUBJECT | HEADS | {"and"}:
+        elif words[j] in OF_A_SUBJECT:
             j += 1
         else:
             break
@@ -162,7 +165,7 @@ def _lists_on(words: Sequence[str], i: int, denial: int) -> bool:
     if {"or", "nor"} & set(words[denial:i]):
         return False
     for k in range(i, min(i + LOOK_AHEAD, len(words))):
-        if words[k] in {"no", "there", "the"} | VERBS | NORMAL:
+        if words[k] in WITHIN_A_LIST:
             return False
         if words[k] in {"or", "nor"}:
             return True
