@@ -210,6 +210,13 @@ def test_evidence_is_where_the_source_says_so() -> None:
     assert [(u.kind, u.start) for u in said.checks.unsupported] == [("finding", 57)]
 
 
+def test_checks_and_items_are_of_one_reading() -> None:
+    """A number that is glued to its item's "no" hides it from neither."""
+    said = structure("1.Clear lungs.\n2.No effusion.", "no effusion. lungs are clear")
+    assert [f.presence for f in findings(said)] == ["absent"]
+    assert said.checks is not None and not said.checks.unsupported
+
+
 def test_without_a_source_nothing_is_called_supported() -> None:
     plain = as_json(structure("Nodule."))
     assert not plain["checks"]["supported"]

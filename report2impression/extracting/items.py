@@ -219,7 +219,7 @@ def _goes_on(text: str, start: int, end: int) -> bool:
 
 
 def _checks(source: str, text: str, report: Text, said: Text) -> Checks:
-    found = checks.findings(source, text)
+    found = checks.findings(source, text, said)
     spans = [
         Unsupported("finding" if kind == "added finding" else kind, span.start, span.end)
         for kind, marked in found.items()

@@ -86,9 +86,10 @@ class Span:
     reason: str
 
 
-def findings(source: str, impression: str) -> dict[str, list[Span]]:
-    """The unsupported spans of one impression, for each check, in their order."""
-    report, said = read(source), read(impression)
+def findings(source: str, impression: str, said: Text | None = None) -> dict[str, list[Span]]:
+    """The unsupported spans of one impression, for each check, in their order. `said`: what it was
+    read as, where that is known."""
+    report, said = read(source), said or read(impression)
     found = {
         "measurement": _measurements(report, said),
         "laterality": _places(report, said, SIDE),
