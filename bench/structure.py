@@ -2,8 +2,8 @@
 
     python -m bench.structure [--n 2000] [--seed 0] [--mtsamples DIR] [--parrot DIR]
 
-Without folders: synthetic impressions of all groups, whose slots are the truth. With them: labelled
-MTSamples impressions, and the share of PARROT impressions (English, German) in which anything is
+Without folders: synthetic impressions of all groups, whose slots are the truth. With them: the
+labelled impressions, and the share of PARROT impressions (English, German) in which anything is
 found. Rules and lexicon were developed on other synthetic seeds (of the same grammar). Intervals
 are Wilson's, 95 %. The last line is JSON.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.structured import grammar
-from bench.structured.labels import Labelled, impressions, labelled
+from bench.structured.labels import PARTS, Labelled, impressions, labelled
 from bench.structured.matching import ADVICE, FIELDS, Tally, judge_advice, judge_findings
 from report2impression.corpora.synthetic import generate
 from report2impression.extracting.items import structure
@@ -39,7 +39,8 @@ class StructureConfig:
     mtsamples: str = ""
     """Folder of MTSamples pairs as .jsonl, for the labelled impressions; empty = none."""
     parrot: str = ""
-    """Folder with pairs_en.jsonl and pairs_de.jsonl of PARROT; empty = none."""
+    """Folder with pairs_en.jsonl and pairs_de.jsonl of PARROT, some of them labelled; empty =
+    none."""
 
 
 def synthetic(n: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -61,6 +62,12 @@ def real(reports: Sequence[Labelled]) -> dict[str, dict[str, Any]]:
         judge_findings(tally, report.findings, [f for i in found.items for f in i.findings])
         judge_advice(tally, report.advice, [r for i in found.items for r in i.recommendations])
     return tally.figures(NAMES)
+
+
+def by_part(reports: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+    """In the order of PARTS."""
+    found = {part: [report for report in reports if report.part == part] for part in PARTS}
+    return {part: own for part, own in found.items() if own}
 
 
 def coverage(texts: Sequence[str]) -> dict[str, float]:
@@ -94,26 +101,26 @@ def main() -> None:
     config = parse(StructureConfig, description=(__doc__ or "").partition("\n")[0])
     if config.n < 1:
         raise ConfigError(f"--n is {config.n}; ask for 1 or more")
+    folders = [Path(folder) for folder in (config.mtsamples, config.parrot) if folder]
+    for folder in folders:
+        if not labelled(folder):
+            raise ConfigError(f"{folder} has none of the labelled texts")
     structure("")  # what takes a second at the first use
     started = time.perf_counter()
     figures: dict[str, Any] = {"synthetic": synthetic(config.n, config.seed)}
     seconds = time.perf_counter() - started
     _show(f"{config.n} synthetic impressions ({seconds:.1f} s)", figures["synthetic"])
-    if config.mtsamples:
-        reports = labelled(Path(config.mtsamples))
-        if not reports:
-            raise ConfigError(f"--mtsamples {config.mtsamples}: has none of the labelled texts")
-        for part in sorted({report.part for report in reports}):
-            own = [report for report in reports if report.part == part]
-            figures[f"mtsamples {part}"] = real(own)
-            _show(f"{len(own)} MTSamples impressions, {part}", figures[f"mtsamples {part}"])
+    reports = [report for folder in folders for report in labelled(folder)]
+    for part, own in by_part(reports).items():
+        figures[part] = real(own)
+        _show(f"{len(own)} labelled impressions, {part}", figures[part])
     if config.parrot:
         for language in ("en", "de"):
             texts = impressions(Path(config.parrot) / f"pairs_{language}.jsonl")
-            figures[f"parrot {language}"] = coverage(texts)
-        rows = [(k, *v.values()) for k, v in figures.items() if k.startswith("parrot")]
+            figures[f"coverage {language}"] = coverage(texts)
+        rows = [(k, *v.values()) for k, v in figures.items() if k.startswith("coverage")]
         columns = ("set", "n", "with a finding, per 100", "findings an impression")
-        print_table("Coverage of PARROT, nothing labelled", columns, rows, digits=1)
+        print_table("Coverage of PARROT", columns, rows, digits=1)
     print(json.dumps(figures))
 
 

@@ -1,13 +1,24 @@
 """Real impressions with labels (labels.jsonl): offsets and values, without the text.
 
 The texts are MTSamples and PARROT, which the project does not ship; a folder of them is given. A
-label belongs to its text by SHA-256. They were made by the builders of this project, who read each
-impression twice: not by radiologists, and not by readers who had never seen the rules.
+label belongs to its text by SHA-256. They were made by the builders of this project, not by
+radiologists: `development` and `grown` by two readers apart, the first with the rules' output in
+view, the second with neither that nor the first's labels, reconciled by the rules below; `unseen`
+and `parrot` by the second reader alone, before anything that reads them was changed.
 
 A finding is each mention of something abnormal, of a device or of what surgery left, or of
 a general "acute process"; not: normal statements of organs, values such as an ejection fraction,
-symptoms, or what was done. "May be", "consider", "cannot be excluded" make it possible; "probable",
-"likely", "suspicious for" possible and probable; "consistent with" present and probable.
+symptoms and what the clinician felt, or what was done. "May be", "consider", "cannot be excluded"
+make it possible; "probable", "likely", "suspicious for" possible and probable; "consistent with"
+present and probable.
+
+What the readers did not agree on was decided so. A study that is only called abnormal, a technical
+artifact, a word that describes another finding (displacement of a fracture, "non-malignant") and
+what is said of no patient (the small print of a mammogram) are no findings; abnormal signal or
+shape without a diagnosis, and a denied complication, are. A hedge holds for all that an "and" joins
+to the first. What has ended is absent and resolved. An operation after "changes of" is one finding
+with them. A side that belongs to an organ's name (left atrium), and "extensive" or "tiny" of what
+has no grades, are open.
 """
 
 import hashlib
@@ -20,12 +31,14 @@ from typing import Any
 from bench.structured.matching import Label
 
 LABELS = Path(__file__).with_name("labels.jsonl")
+# The lexicon was grown with the first, and with what it missed in the second at first sight.
+PARTS = ("development", "grown", "unseen", "parrot")
 
 
 @dataclass(frozen=True)
 class Labelled:
     id: str
-    part: str  # "seen": the lexicon was grown with it; "new": labelled after it was fixed
+    part: str
     text: str
     findings: list[Label]
     advice: list[Label]
