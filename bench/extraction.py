@@ -62,6 +62,8 @@ class ExtractionConfig:
     """Longest impression in tokens."""
     many: str = ""
     """JSONL of many reports, whose memory is told; empty = none."""
+    block_size: int = 512
+    """Reports of --many that are decoded together; the first part should hold several blocks."""
     structure_only: bool = False
     """Of --many only the impressions are structured, without the model."""
     data: EvalData = field(default_factory=EvalData)
@@ -114,7 +116,7 @@ def peak(config: ExtractionConfig, given: Path, folder: str) -> dict[str, Any]:
     output = Path(folder) / f"{given.stem}.out.jsonl"
     what = ["--structure_only"] if config.structure_only else [f"--adapter={config.adapter}"]
     flags = [f"--input={given}", f"--output={output}", "--cpu"]
-    flags += [f"--max_new_tokens={config.max_new_tokens}"]
+    flags += [f"--max_new_tokens={config.max_new_tokens}", f"--block_size={config.block_size}"]
     program = [sys.executable, "extract.py", *what, *flags]
     waits = [sys.executable, "-c", WAITS, *program]
     done = subprocess.run(waits, cwd=ROOT, stdout=subprocess.PIPE, text=True)

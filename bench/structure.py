@@ -1,6 +1,6 @@
 """Precision and recall of the structured items, field by field.
 
-    python -m bench.structure [--n 2000] [--seed 0] [--mtsamples DIR] [--parrot DIR]
+    python -m bench.structure [--n 2000] [--mtsamples DIR] [--parrot DIR] [--peers PYTHON]
 
 Without folders: synthetic impressions of all groups, whose slots are the truth. With them: the
 labelled impressions, and the share of PARROT impressions (English, German) in which anything is
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.structured import grammar
+from bench.structured import grammar, peers
 from bench.structured.labels import PARTS, Labelled, impressions, labelled
 from bench.structured.matching import ADVICE, FIELDS, Tally, judge_advice, judge_findings
 from report2impression.corpora.synthetic import generate
@@ -41,6 +41,9 @@ class StructureConfig:
     parrot: str = ""
     """Folder with pairs_en.jsonl and pairs_de.jsonl of PARROT, some of them labelled; empty =
     none."""
+    peers: str = ""
+    """The Python of an environment with openmed and radreport (bench/structured/peers.py), to judge
+    them on the labelled impressions; empty = not."""
 
 
 def synthetic(n: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -114,6 +117,9 @@ def main() -> None:
     for part, own in by_part(reports).items():
         figures[part] = real(own)
         _show(f"{len(own)} labelled impressions, {part}", figures[part])
+        for tool, found in (peers.judged(config.peers, own) if config.peers else {}).items():
+            figures[f"{tool}, {part}"] = found
+            _show(f"{tool} on the same", found)
     if config.parrot:
         for language in ("en", "de"):
             texts = impressions(Path(config.parrot) / f"pairs_{language}.jsonl")

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from bench.structured import peers
+from bench.structured.labels import Labelled
+from bench.structured.matching import Label
 from report2impression.corpora.synthetic import generate
 from report2impression.extracting.fhir import diagnostic_report
 from report2impression.extracting.items import as_json, structure
@@ -342,3 +345,22 @@ def test_the_bench_reads_the_grammar_right(
     for field in figures.values():
         assert field["precision"]["per_100"] >= 95
         assert field["recall"]["per_100"] >= 95
+
+
+def test_other_tools_are_judged_on_their_own_fields(tmp_path: Path) -> None:
+    """By a Python that answers as bench/structured/peer_reader.py does."""
+    said = {"findings": [{"span": [3, 9], "presence": "present"}], "advice": []}
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{json.dumps({'openmed': [said]})}'\n")
+    python.chmod(0o700)
+    due = [Label(3, 9, {"presence": "absent"}), Label(20, 28, {"presence": "present"})]
+    report = Labelled("x", "unseen", "no nodule", due, [])
+    found = peers.judged(str(python), [report])["openmed"]
+    assert found["finding"]["recall"]["per_100"] == 50
+    assert found["finding + presence"]["precision"]["per_100"] == 0
+    assert "certainty" not in found
+    python.write_text("#!/bin/sh\ncat > /dev/null\nexit 3\n")
+    with pytest.raises(ConfigError, match="ended with 3"):
+        peers.judged(str(python), [report])
+    with pytest.raises(ConfigError, match="cannot be run"):
+        peers.judged(str(tmp_path / "none"), [report])

@@ -34,7 +34,7 @@ from report2impression.extracting.outputs import (
 from report2impression.extracting.reports import FINDINGS, IMPRESSIONS, WHOLE, Columns, Report
 from report2impression.extracting.structuring import Structurer
 from report2impression.program.errors import ConfigError, DataError, PreemptedError
-from report2impression.program.process import keep_freed_memory
+from report2impression.program.process import keep_few_products, keep_freed_memory
 from report2impression.program.terminal import print_table
 from report2impression.reading.licence import Mark, mark_of, read_mark, write_mark
 from report2impression.runs.recipe import TrainConfig
@@ -101,6 +101,7 @@ class Group:
         self.start = time.perf_counter()
         self._accelerator: Any = None
         self.device: Any = "cpu" if config.cpu else None
+        keep_few_products()
         if self.n_ranks > 1:
             from report2impression.runs.processes import start_processes
 
