@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,8 @@ def test_flops_are_those_that_torch_counts(gated: bool) -> None:
     in_place = {
         torch.ops.aten.baddbmm_: lambda _, a, b, *rest, **__: 2 * a[0] * a[1] * a[2] * b[2],
         torch.ops.aten.addmm_: lambda _, a, b, *rest, **__: 2 * a[0] * a[1] * b[1],
+        # (x, weight (O, I), ...), or with a summand before the weight
+        torch.ops.mkldnn._linear_pointwise: lambda x, a, b, *_, **__: 2 * x[0] * prod((b or a)[:2]),
     }
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         engine(packed([(source, target)])).backward()
