@@ -2,27 +2,35 @@
 
     python -m bench.memory --data.path DIR --model.path BASE
 
-Each row is a process of its own that loads the model and trains on an even sample of its batches
-and on the one that needs most. Figures are of the resident set on a CPU, of the allocator on CUDA.
-The last line is JSON.
+Each row is a process of its own that loads the model and trains on an even sample of its batches.
+Figures are of the resident set on a CPU, of the allocator on CUDA. `tensors` is the peak of what
+all tensors take in a step; beside it stands what weights/memory.py estimates from the base's files
+alone, for the batch that needs most. The last line is JSON.
 """
 
+import gc
 import json
 import os
 import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench import peers
-from bench.common import BenchConfig, load_data, print_json, start
+from bench.common import BenchConfig, IntArray, evenly, load_data, print_json, start
 from bench.peers import PEERS
-from bench.train_speed import OurSide, our_batches, ours
+from bench.train_speed import OurSide, our_batches, our_recipe, ours
+from data import ExtractDataset
+from report2impression.engine.precision import resolve_precision
 from report2impression.program.errors import ConfigError
 from report2impression.program.terminal import print_table
+from report2impression.runs.memory_plan import step_of
+from report2impression.weights.memory import estimate, read_shapes
 from report2impression.weights.tokenizer import load_tokenizer
 
 OURS = {
@@ -71,6 +79,38 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def tensors_mib(run: peers.Round, n_steps: int) -> float:
+    """Most memory that all tensors take together in some steps: what torch asks its allocator
+    for."""
+    if torch.cuda.is_available():
+        run(n_steps)
+        return peak_mib()
+    there = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors()}
+    only_cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=only_cpu, profile_memory=True) as found:
+        run(n_steps)
+    events: Any = found.profiler.kineto_results.events()
+    changes = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return (sum(there.values()) + max(accumulate(e.nbytes() for e in changes))) / MIB
+
+
+def _tensors() -> list[torch.Tensor]:
+    gc.collect()
+    return [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+
+
+def estimated_mib(config: MemoryConfig, dataset: ExtractDataset, plan: list[IntArray]) -> float:
+    """Of a row of ours, for the batch that needs most."""
+    side = OURS[config.row]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = resolve_precision(side.precision, device) != "fp32"
+    base, step = read_shapes(config.model), step_of(our_recipe(config, side), half=half)
+    lengths = dataset.source_lengths, dataset.target_lengths
+    chosen = evenly(plan, dataset, config.steps)
+    found = [estimate(base, step, *(of[batch].tolist() for of in lengths)) for batch in chosen]
+    return max(each.total for each in found) / MIB
+
+
 def measure(config: MemoryConfig) -> dict[str, float]:
     """One row, in this process: MiB after the imports, after loading, and at the peaks."""
     libraries = used_mib()
@@ -85,13 +125,17 @@ def measure(config: MemoryConfig) -> dict[str, float]:
     forget_peak()
     run(config.steps)
     training_peak = peak_mib()
-    return {
+    figures = {
         "libraries": libraries,
         "model": loaded - libraries,
         "step": training_peak - loaded,
         "peak": max(loading_peak, training_peak),
         "training_peak": training_peak,
+        "tensors": tensors_mib(run, config.steps),
     }
+    if config.row in OURS:
+        figures["estimated"] = estimated_mib(config, dataset, plan)
+    return figures
 
 
 def in_own_process(row: str) -> dict[str, float]:
@@ -115,12 +159,23 @@ def main() -> None:
             name,
             *(f"{figures[key]:,.0f}" for key in ("libraries", "model", "step", "peak")),
             f"{figures['peak'] / trainer:.2f}" if trainer else None,
+            f"{figures['tensors']:,.0f}",
+            f"{figures['estimated']:,.0f}" if "estimated" in figures else None,
         )
         for name, figures in found.items()
     ]
     kind = "allocated" if torch.cuda.is_available() else "resident"
     title = f"Peak {kind} memory in MiB, batches of {config.micro_batch_size}"
-    columns = ("", "libraries", "+ model", "+ step", "peak", "of Trainer fp32")
+    columns = (
+        "",
+        "libraries",
+        "+ model",
+        "+ step",
+        "peak",
+        "of Trainer fp32",
+        "tensors",
+        "estimated",
+    )
     print_table(title, columns, rows)
     print_json(found)
 

@@ -75,14 +75,18 @@ def our_batches(dataset: ExtractDataset, config: BenchConfig) -> list[IntArray]:
     return [step.indices for step in steps if len(step.indices) == config.micro_batch_size]
 
 
+def our_recipe(config: BenchConfig, side: OurSide) -> TrainConfig:
+    """What train_loop.py would be told."""
+    own = dataclasses.asdict(side)
+    return TrainConfig(seed=config.seed, model=config.model, lora=config.lora, **own)
+
+
 def ours(
     config: BenchConfig, dataset: ExtractDataset, plan: list[IntArray], side: OurSide
 ) -> peers.Round:
     """Rounds of train_loop.py's step: same engine, collation, clipping, optimizer, skip."""
     device = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no").device
-    recipe = TrainConfig(
-        seed=config.seed, model=config.model, lora=config.lora, **dataclasses.asdict(side)
-    )
+    recipe = our_recipe(config, side)
     precision = resolve_precision(recipe.precision, device)
     engine, collate, _ = build_engine(recipe, build_model(recipe, device), device)
     weights = [w for w in engine.parameters() if w.requires_grad]

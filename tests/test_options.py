@@ -2,6 +2,7 @@
 really runs: the loss falls, and the adapter is saved and loads."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import train_loop
 from model import build_engine, build_model
 from report2impression.engine.fast import FastEngine
+from report2impression.program.config import load, save
 from report2impression.program.errors import ConfigError
 from report2impression.runs import run as run_module
-from report2impression.runs.recipe import OptimizerName
+from report2impression.runs.recipe import OptimizerName, TrainConfig
 from report2impression.training.updates import apply_update, build_optimizer
 from report2impression.weights.loading import load_adapter, load_base
 from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model
-from tests.tiny import Recorder, Tiny, run_loop
+from tests.families import make_base
+from tests.tiny import ROOT, Recorder, Tiny, metrics, run_loop
 
 needs_bitsandbytes = pytest.mark.skipif(
     not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes (extra bnb)"
@@ -117,6 +121,26 @@ def test_a_quantized_base(tiny: Tiny, tmp_path: Path, bits: str) -> None:
     _, _, kind = build_engine(config, model, torch.device("cpu"))
     assert kind.startswith("hf (one of its linear layers is a Linear")
     learns_and_saves(tiny, tmp_path, base_quantization=bits)
+
+
+@needs_bitsandbytes
+def test_the_recipe_of_qlora_on_a_small_base_of_flans_kind(tiny: Tiny, tmp_path: Path) -> None:
+    base = str(make_base("T5 1.1, Flan-T5", tmp_path / "base"))
+    recipe = load(TrainConfig, ROOT / "recipes" / "flan_t5_xl_qlora.toml")
+    data = replace(recipe.data, path=str(tiny.data), cache_dir=str(tiny.cache))
+    config = replace(
+        replace(recipe, cpu=True, warmup_steps=2, learning_rate=3e-3, log_every=1),
+        model=ModelConfig(base),
+        output_dir=str(tmp_path / "run"),
+        data=replace(data, max_source_tokens=80, max_target_tokens=40),
+    )
+    save(config, tmp_path / "recipe.toml")
+    train_loop.main([f"--config={tmp_path / 'recipe.toml'}"])
+    losses = [epoch["validation_loss"] for epoch in metrics(tmp_path / "run", "epoch")]
+    assert len(losses) == recipe.epochs and losses[-1] < losses[0]
+    adapted = load_adapter(load_base(ModelConfig(base)), tmp_path / "run" / "adapter")
+    updates = [p for n, p in adapted.named_parameters() if ".lora_B" in n]
+    assert len(updates) == 2 * (4 + 3) + 2 * (8 + 3) and all(p.abs().max() > 0 for p in updates)
 
 
 def test_gradient_checkpointing_changes_no_figure(tiny: Tiny, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from report2impression import __main__ as command
 from report2impression.program.errors import ConfigError
-from tests.tiny import ROOT, one_line, python
+from tests.tiny import ROOT, Tiny, one_line, python
 
 # Seconds each: no settings need them, and training needs few.
 HEAVY = {
@@ -64,6 +64,10 @@ def test_training_loads_bitsandbytes_only_where_it_is_used(tmp_path: Path, eight
 def test_help_and_mistakes_are_answered_before_torch_is_loaded(program: str) -> None:
     assert not answers(program, "--help", code=0)
     assert not answers(program, "--adpter=x", code=2)
+
+
+def test_a_dry_run_is_told_before_torch_is_loaded(tiny: Tiny) -> None:
+    assert not answers("train_loop.py", "--dry_run", *tiny.flags(tiny.cache), code=0)
 
 
 @pytest.mark.parametrize("module", [module for module, _ in command.MODULES.values()])

@@ -99,7 +99,8 @@ class TrainConfig:
     cpu: bool = False
     """Train on the CPU even if a GPU is there."""
     dry_run: bool = False
-    """Only show which reports would be read (counts and columns, no text)."""
+    """Only show which reports would be read (counts and columns, no text), and how much memory a
+    step would need."""
     tensorboard: bool = False
     """Also write TensorBoard files into the run folder (extra "trackers")."""
     track_with: RemoteTracker = "none"

@@ -4,6 +4,8 @@
 before it imports torch.
 """
 
+import os
+
 from report2impression.program.config import load, parse
 from report2impression.program.errors import exits_cleanly
 from report2impression.program.launcher import accept_launch
@@ -20,6 +22,10 @@ def training_settings(argv: list[str] | None = None) -> TrainConfig:
     config = parse(TrainConfig, argv, description="Fine-tune T5 with LoRA: findings -> impression")
     if config.dry_run:
         dry_run(config.data, ["train", "validation"])
+        if os.environ.get("RANK", "0") == "0":
+            from report2impression.runs.memory_plan import tell_memory  # loads the hub's client
+
+            tell_memory(config)
         raise SystemExit
     return config
 

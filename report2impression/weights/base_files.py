@@ -149,7 +149,7 @@ def check_base(folder: Path) -> None:
     file = folder / "config.json"
     settings = read_json(file)
     _check_sizes(file, settings)
-    _compare_sizes(file, settings, _headers(folder))
+    _compare_sizes(file, settings, headers(folder))
 
 
 def _check_sizes(file: Path, settings: Json) -> None:
@@ -165,24 +165,25 @@ def _check_sizes(file: Path, settings: Json) -> None:
             _check_sizes(file, value)
 
 
-def _headers(folder: Path) -> Json:
-    headers: Json = {}
+def headers(folder: Path) -> Json:
+    """Name -> type, shape and place of every weight there. Raises ConfigError."""
+    found: Json = {}
     for file in weight_files(folder):
         try:
             with file.open("rb") as stream:
-                headers |= read_header(stream, file, MAX_TOKENIZER_JSON)
+                found |= read_header(stream, file, MAX_TOKENIZER_JSON)
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
-    return headers
+    return found
 
 
-def _compare_sizes(file: Path, settings: Json, headers: Json) -> None:
+def _compare_sizes(file: Path, settings: Json, found: Json) -> None:
     """Before memory is taken for a size that the weights do not have. Raises ConfigError."""
     for (tensor, dimension), names in SHOWN_BY.items():
-        if tensor not in headers or any(name not in settings for name in names):
+        if tensor not in found or any(name not in settings for name in names):
             continue
         told = math.prod(settings[name] for name in names)
-        entry = headers[tensor]
+        entry = found[tensor]
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if not isinstance(shape, list) or shape[dimension : dimension + 1] != [told]:
             raise ConfigError(

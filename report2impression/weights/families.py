@@ -8,8 +8,6 @@ looked at would be trained in silence.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
-
 from report2impression.program.errors import ConfigError
 
 LIKE_T5 = ("t5", "mt5", "umt5", "longt5")
@@ -93,6 +91,8 @@ def lora_targets(base: Any, wanted: Sequence[str]) -> str | list[str]:
 def adaptable(base: Any) -> list[str]:
     """Names of the linear layers that an adapter may change: not the head, which may be tied to the
     embedding, so that merging would change that, too."""
+    from torch import nn  # what a dry run asks here needs none
+
     head = base.get_output_embeddings()
     return [
         name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2  # of huggingface_hub: its connection errors have no other base
 import huggingface_hub
+import huggingface_hub.constants
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
