@@ -126,11 +126,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def make_base(name: str, folder: Path) -> Path:
-    """Weights so large that outputs depend on the source."""
+def make_base(name: str, folder: Path, **sizes: int) -> Path:
+    """Weights so large that outputs depend on the source; `sizes` of another base than the
+    smallest."""
     family = FAMILIES[name]
     tokenizer = family.tokenizer()
-    config = AutoConfig.for_model(family.model_type, **family.settings(len(tokenizer)))
+    config = AutoConfig.for_model(family.model_type, **family.settings(len(tokenizer)) | sizes)
     torch.manual_seed(2)  # of those with which no base writes one output for every source
     model = AutoModelForSeq2SeqLM.from_config(config)
     with torch.no_grad():
