@@ -22,6 +22,7 @@ from report2impression.engine.batch import PaddedBatch
 from report2impression.engine.fast import FastEngine
 from report2impression.engine.models import T5Model, why_not_train
 from report2impression.engine.precision import DTYPES, resolve_precision
+from report2impression.program.launcher import is_sharded_launch
 from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.families import check_lengths, lora_targets
 from report2impression.weights.loading import _check_targets, load_base, with_adapter
@@ -93,6 +94,8 @@ def build_model(config: TrainConfig, device: torch.device) -> T5Model:
     if config.gradient_checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     model = attach_lora(base, config.lora) if config.tuning == "lora" else base
+    if is_sharded_launch():
+        return model  # goes to the device in parts (runs/sharding.py)
     return model.to(device)
 
 

@@ -42,6 +42,7 @@ from report2impression.runs.checkpoint import (
 )
 from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.run import open_run, tell_run
+from report2impression.runs.sharding import whole
 from report2impression.runs.tracking import Tracker
 from report2impression.training.gradients import gradient_sum
 from report2impression.training.updates import (
@@ -110,7 +111,7 @@ def train(
             step_loss, wish = gradients.finish(checkpoints.wish())
 
             scaler.unscale_(optimizer)
-            norm = clip_grad_norm_(weights, config.max_grad_norm or float("inf"))
+            norm = whole(clip_grad_norm_(weights, config.max_grad_norm or float("inf")))
             finite = torch.isfinite(norm) & torch.isfinite(step_loss)
             rate.copy_(schedule(progress.updates))
             apply_update(optimizer, scaler, finite)

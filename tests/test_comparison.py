@@ -23,6 +23,7 @@ from report2impression.scoring.comparison import (
 )
 from report2impression.scoring.describe import by_group, by_length, by_training, describe, loops
 from report2impression.scoring.guard_rails import Limits, guard_rails
+from report2impression.scoring.language import is_english
 from report2impression.scoring.records import Records, read_per_report, write_per_report
 from report2impression.scoring.rouge_bleu import (
     ALL_METRICS,
@@ -481,3 +482,32 @@ def test_a_folder_that_cannot_be_written(inputs: Inputs, tmp_path: Path) -> None
         lambda: write_per_report(tmp_path / "file" / "x.jsonl", inputs.ids, found, {}),
     )
     assert "--output_dir" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [
+        ("The heart is of normal size. The lungs are clear.", True),
+        ("Heart size normal. Lungs clear.", True),
+        ("", True),
+        ("12.3", True),
+        ("Herz normal gross, Lunge frei. Kein Erguss in den Pleurahoehlen.", False),
+        ("Pulmones claros. No hay derrame pleural ni consolidaciones.", False),
+        ("Coeur de taille normale. Pas d'epanchement pleural.", False),
+        ("Cuore nei limiti. No versamento, in assenza di focolai.", False),
+        ("Hart niet vergroot. Geen pleuravocht of infiltraat in de longen.", False),
+        ("\u80ba\u91ce\u6e05\u6670", False),
+    ],
+)
+def test_which_reports_are_english(text: str, english: bool) -> None:
+    assert is_english(text) is english
+
+
+def test_reports_in_another_language_are_noted() -> None:
+    """Once, however many systems: it is the reports' language that decides."""
+    english, german = "the lungs are clear and wide", "die Lunge ist frei und weit"
+    for sources, told in (([german, german, english], True), ([german, english], False)):
+        rails = guard_rails({"lora": sources}, sources, brevity_penalties={"lora": 1.0})
+        found = [rail["message"] for rail in rails if rail["name"] == "not_english"]
+        assert len(found) == told
+        assert not told or found[0].startswith("2 of 3 reports are not in English")

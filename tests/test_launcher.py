@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 import eval as evaluation
 import train_loop
-from report2impression.program.launcher import MODES
+from report2impression.program.launcher import MODES, NOT_OF_FSDP
 from tests.tiny import ROOT, one_line
 
 # A launcher that starts a process, as the shell would run it in the background, and waits.
@@ -31,6 +32,61 @@ def test_a_mode_that_cannot_run_is_named(
     assert ended.value.code == 2
     told = one_line(capfd.readouterr().err)
     assert MODES[name] in told and "recipes/accelerate" in told
+
+
+def sharded(monkeypatch: pytest.MonkeyPatch, **more: str) -> None:
+    wanted = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2", **more}
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+
+
+def refused(capfd: pytest.CaptureFixture[str], main: Callable[..., object], *flags: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(list(flags))
+    assert ended.value.code == 2
+    return one_line(capfd.readouterr().err)
+
+
+COVERED = ("--engine=hf", "--precision=fp32")
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--engine=fast", "needs --engine hf, not fast"),
+        ("--tuning=full", "needs --tuning lora, not full"),
+        ("--base_quantization=4bit", "needs --base_quantization none, not 4bit"),
+        ("--optimizer=adamw8bit", "needs --optimizer adamw, not adamw8bit"),
+        ("--precision=fp16", "needs --precision bf16 or fp32, not fp16"),
+        ("--precision=auto", "needs --precision bf16 or fp32, not auto"),
+        ("--generate_n=3", "needs --generate_n 0, not 3"),
+        ("--deterministic=true", "needs --deterministic false, not true"),
+        ("--compile=true", "needs --compile false, not true"),
+    ],
+)
+def test_what_a_base_in_parts_does_not_cover(
+    flag: str, told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sharded(monkeypatch)
+    assert told in refused(capfd, train_loop.main, *COVERED, flag)
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    assert "fsdp2.yaml" in refused(capfd, train_loop.main, *COVERED)
+
+
+@pytest.mark.parametrize("name", NOT_OF_FSDP)
+def test_what_a_launch_file_of_fsdp_may_not_ask_for(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sharded(monkeypatch, **{name: "true"})
+    told = refused(capfd, train_loop.main, *COVERED)
+    assert name.lower() in told and NOT_OF_FSDP[name] in told
+
+
+def test_an_evaluation_takes_no_base_in_parts(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sharded(monkeypatch)
+    assert "asks for FSDP" in refused(capfd, evaluation.main, "--adapter=none")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal of a parent's death")

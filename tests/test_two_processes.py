@@ -18,7 +18,7 @@ N_SCORED = N_TEST - 2
 CPU_2 = ROOT / "recipes" / "accelerate" / "cpu_2_processes.yaml"
 
 
-def launch(*commands: Sequence[object]) -> subprocess.CompletedProcess[str]:
+def launch(*commands: Sequence[object], file: Path = CPU_2) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with the repository's own two-process file: one launch for all."""
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in commands]
@@ -26,7 +26,7 @@ def launch(*commands: Sequence[object]) -> subprocess.CompletedProcess[str]:
             probe.bind(("127.0.0.1", 0))
         ports = [probe.getsockname()[1] for probe in sockets]
     lines = [[str(w) for w in (port, *c)] for port, c in zip(ports, commands, strict=True)]
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", CPU_2]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
     port = ["--main_process_port", ports[0]]
     return python(*launcher, *port, "-m", "tests.launched", json.dumps(lines))
 

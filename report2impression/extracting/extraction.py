@@ -38,6 +38,7 @@ from report2impression.program.process import keep_few_products, keep_freed_memo
 from report2impression.program.terminal import print_table
 from report2impression.reading.licence import Mark, mark_of, read_mark, write_mark
 from report2impression.runs.recipe import TrainConfig
+from report2impression.scoring.language import n_not_english, note_on_language
 
 LONGEST_WAIT = 30 * 24 * 3600.0  # seconds: the processes of a launch meet at the end alone
 
@@ -161,6 +162,8 @@ class Extraction:
                 new = [one for i, one in zip(wanted, found, strict=True) if not there[i]]
                 output.append(map(line, new))
                 self._count(new)
+                texts = (block[i].text for i in wanted if not there[i])
+                self.counts["not English"] += n_not_english(texts)
                 bar.update(len(block))
 
     def _blocks(self, given: Input) -> Iterator[list[Report]]:
@@ -246,6 +249,8 @@ def _tell(counts: Counter[str], seconds: float, file: Path | None) -> None:
         rows.append(("there already", counts["there already"], None))
     print_table(f"{n_new:,} reports", ("", "reports", "%"), rows, digits=1)
     print(f"{n_new / max(seconds, 1e-9):,.1f} reports/s, {seconds:,.1f} s with loading")
+    if note := note_on_language(counts["not English"], n_new):
+        print(f"note: {note}")
     if file is not None:
         print(f"written: {file}")
 

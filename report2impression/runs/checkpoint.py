@@ -29,6 +29,7 @@ from report2impression.program.errors import PreemptedError, ResumeError
 from report2impression.runs import durable
 from report2impression.runs.durable import Json, Stored
 from report2impression.runs.processes import StopSignals, on_rank_0
+from report2impression.runs.sharding import is_sharded, part_of, whole
 from report2impression.weights.families import set_dropout
 
 # What a rank asks of all the others, added up over the ranks: below STOP somebody wants to save.
@@ -95,16 +96,28 @@ class TrainingState:
     def weights(self) -> dict[str, nn.Parameter]:
         return {n: weight for n, weight in self.engine.named_parameters() if weight.requires_grad}
 
-    def files(self) -> dict[str, bytes]:
-        """Waits for the device."""
+    @property
+    def is_sharded(self) -> bool:
+        return is_sharded(self.weights().values())
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Json]:
+        """Copies of the weights, the optimizer's tensors, its numbers. Waits for the device; of a
+        base in parts all ranks have to ask."""
         numbers: Json = {}
         tensors: dict[str, Tensor] = {}
         for name, weight in self.weights().items():
-            for key, value in self.optimizer.state[weight].items():
+            for key, value in sorted(self.optimizer.state[weight].items()):  # alike on all ranks
                 if isinstance(value, Tensor):
                     tensors[f"{key}.{name}"] = _copy(value)
                 else:
                     numbers[f"{key}.{name}"] = value
+        return {name: _copy(weight) for name, weight in self.weights().items()}, tensors, numbers
+
+    def files(
+        self, copies: tuple[dict[str, Tensor], dict[str, Tensor], Json] | None = None
+    ) -> dict[str, bytes]:
+        """Of these copies, or of what is there now."""
+        weights, tensors, numbers = copies or self.tensors()
         parts = {"progress": self.progress, **self.others}
         state = {
             "optimizer": numbers,
@@ -112,7 +125,7 @@ class TrainingState:
             **{name: part.state() for name, part in parts.items()},
         }
         return {
-            "weights.safetensors": save({n: _copy(w) for n, w in self.weights().items()}),
+            "weights.safetensors": save(weights),
             "optimizer.safetensors": save(tensors),
             "state.json": durable.canonical(state),
         }
@@ -134,18 +147,18 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(stored[name])
+                weight.copy_(part_of(stored[name], weight))
         moments = {**load(files["optimizer.safetensors"]), **state["optimizer"]}
         for full_name, value in moments.items():
             key, _, name = full_name.partition(".")
             weight = weights[name]
-            on_device = value.to(weight.device) if isinstance(value, Tensor) else value
+            on_device = part_of(value, weight) if isinstance(value, Tensor) else value
             self.optimizer.state[weight][key] = on_device
 
 
 def _copy(tensor: Tensor) -> Tensor:
     """Of its own storage on the CPU: safetensors takes no shared ones."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return whole(tensor.detach()).to("cpu", copy=True).contiguous()
 
 
 class NoCheckpoints:
@@ -227,13 +240,18 @@ class Checkpoints(NoCheckpoints):
         return sum(float(copy) for copy, _ in waiting)
 
     def _save(self, state: TrainingState) -> None:
-        on_rank_0(self.accelerator, lambda: self._write(state))
+        copies = state.tensors() if state.is_sharded else None
+        on_rank_0(self.accelerator, lambda: self._write(state, copies))
         self._saved_step = state.progress.step
         self._saved_at = self.clock()
 
-    def _write(self, state: TrainingState) -> None:
+    def _write(
+        self,
+        state: TrainingState,
+        copies: tuple[dict[str, Tensor], dict[str, Tensor], Json] | None,
+    ) -> None:
         try:
-            parts = state.files()  # the tracker's log reaches the disk here
+            parts = state.files(copies)  # the tracker's log reaches the disk here
             files.make_folder(self.folder)
         except OSError as error:
             raise files.storage_error(error, self.folder) from None

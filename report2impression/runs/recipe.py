@@ -169,6 +169,26 @@ class TrainConfig:
                 f"cannot be dealt to {n_ranks} processes: run a number that divides {n_whole}"
             )
 
+    def check_sharded(self) -> None:
+        """Raises ConfigError if a base in parts (runs/sharding.py) cannot be trained so."""
+        wanted = {
+            "engine": ("hf",),
+            "tuning": ("lora",),
+            "base_quantization": ("none",),
+            "optimizer": ("adamw",),
+            "precision": ("bf16", "fp32"),
+            "generate_n": (0,),
+            "deterministic": (False,),
+            "compile": (False,),
+        }
+        for name, values in wanted.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(
+                    f"the launch file asks for FSDP, which needs --{name} "
+                    f"{' or '.join(str(value).lower() for value in values)}, not "
+                    f"{str(getattr(self, name)).lower()}"
+                )
+
     def total_steps(self, n_examples: int, n_ranks: int) -> int:
         """Optimizer steps of the whole run."""
         steps = self.epochs * n_steps(n_examples, self.global_batch_size(n_ranks))

@@ -8,7 +8,7 @@ import os
 
 from report2impression.program.config import load, parse
 from report2impression.program.errors import exits_cleanly
-from report2impression.program.launcher import accept_launch
+from report2impression.program.launcher import accept_launch, is_sharded_launch
 from report2impression.reading.dry_run import dry_run
 from report2impression.runs.evaluation import EvalConfig, as_trained
 from report2impression.runs.recipe import TrainConfig
@@ -18,8 +18,10 @@ from report2impression.weights.folders import find_trained
 @exits_cleanly
 def training_settings(argv: list[str] | None = None) -> TrainConfig:
     """Of train_loop.py. SystemExit where they are wrong (2), or after a dry run (0)."""
-    accept_launch()
+    accept_launch(can_shard=True)
     config = parse(TrainConfig, argv, description="Fine-tune T5 with LoRA: findings -> impression")
+    if is_sharded_launch():
+        config.check_sharded()
     if config.dry_run:
         dry_run(config.data, ["train", "validation"])
         if os.environ.get("RANK", "0") == "0":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from report2impression.scoring.describe import loops, n_equal
+from report2impression.scoring.language import n_not_english, note_on_language
 from report2impression.scoring.rouge_bleu import Statistics, TokenKind
 
 LEAST_BREVITY_PENALTY = 0.8
@@ -46,6 +47,9 @@ def guard_rails(
 ) -> list[Rail]:
     """What there is to warn of, for the systems in `outputs` (N texts each)."""
     rails = of_limits(limits or Limits(), len(sources))
+    count = n_not_english(sources)
+    if told := note_on_language(count, len(sources)):
+        rails.append(_rail("not_english", "source", count, told))
     for system, texts in outputs.items():
         rails += of_outputs(system, texts, sources, brevity_penalties[system])
     return rails

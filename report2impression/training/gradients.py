@@ -8,6 +8,7 @@ loss: P + 1 values). P trainable values; it pays off for adapters.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from report2impression.batching.plan import Step
 from report2impression.engine.batch import Batch
 from report2impression.program.errors import ConfigError
+from report2impression.program.launcher import is_sharded_launch
+from report2impression.runs.sharding import in_parts
 
 CPU_IS_FULL = "can't allocate memory"  # torch has no class of its own for it
 
@@ -59,6 +62,24 @@ class GradientSum:
         return loss, wishes
 
 
+class ShardedSum(GradientSum):
+    """Plain accumulation of a base in parts: torch's FSDP2 averages the ranks' gradients."""
+
+    def _wrapped(self, engine: nn.Module) -> nn.Module:
+        return in_parts(engine, self.accelerator)
+
+    def settle(self, batch: Batch) -> None:
+        """There are no buckets."""
+
+    @contextmanager
+    def micro_batch(self, step: Step, number: int) -> Iterator[None]:
+        is_last = number == len(step.micro_batches) - 1
+        forward: Any = self.forward
+        forward.set_requires_gradient_sync(is_last)
+        with _memory(step):
+            yield
+
+
 class OrderedSum(GradientSum):
     """The same sum in the order of the plan, at any number of ranks."""
 
@@ -96,6 +117,8 @@ def gradient_sum(
     accelerator: Accelerator, engine: nn.Module, *, deterministic: bool
 ) -> GradientSum:
     """On one rank plain accumulation has the plan's order already."""
+    if is_sharded_launch():
+        return ShardedSum(accelerator, engine)
     ordered = deterministic and accelerator.num_processes > 1
     return (OrderedSum if ordered else GradientSum)(accelerator, engine)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from report2impression.batching.collation import Collate
@@ -32,6 +32,7 @@ from report2impression.reading.sources import sample_indices
 from report2impression.runs.durable import Json
 from report2impression.runs.model_card import write_model_card
 from report2impression.runs.recipe import TrainConfig
+from report2impression.runs.sharding import is_sharded, trainable
 from report2impression.runs.tracking import Tracker
 from report2impression.scoring.rouge_bleu import scores
 from report2impression.weights.saving import save_model
@@ -54,6 +55,8 @@ def validation_loss(
     loader = batches(dataset, [plan[i] for i in mine], collate, pin_memory=device.type == "cuda")
     with evaluating(engine), autocast(device, precision):
         sums = [engine(batch.to(device)) for batch in loader]
+        if is_sharded(engine.parameters()) and len(mine) < -(-len(plan) // n_ranks):
+            engine(collate([]).to(device))  # the others cannot go on without this rank's parts
     read = torch.stack(sums).double().tolist() if sums else []  # one wait for the device in all
     own = list(zip(mine, read, strict=True))
     gathered = dict(gather_object(own) if n_ranks > 1 else own)
@@ -115,17 +118,20 @@ class EpochEnd:
         figure = figures["validation_loss"] if by_loss else -figures["rougeL"]
         if self.best.improved(epoch + 1, figure):
             self.best.step = self.tracker.n_done
+            weights = trainable(self.model) if is_sharded(self.model.parameters()) else None
             if self.accelerator.is_main_process:
-                self._keep(epoch + 1, figures)
+                self._keep(epoch + 1, figures, weights)
         self.tracker.end_epoch(epoch + 1, figures)
         self.accelerator.wait_for_everyone()
         return self.best.exhausted
 
-    def _keep(self, epoch: int, figures: dict[str, float]) -> None:
+    def _keep(
+        self, epoch: int, figures: dict[str, float], weights: dict[str, Tensor] | None
+    ) -> None:
         """On the disk before any checkpoint says so."""
         write_extras = partial(self._write_extras, epoch, figures)
         half = self.config.store == "fp16"
-        save_model(self.model, self.folder, write_extras=write_extras, half=half)
+        save_model(self.model, self.folder, write_extras=write_extras, half=half, weights=weights)
 
     @property
     def folder(self) -> Path:

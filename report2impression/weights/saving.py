@@ -2,10 +2,11 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from report2impression.program.files import replaced, write_file
@@ -19,16 +20,18 @@ def save_model(
     *,
     write_extras: Callable[[Path], None],
     half: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write an adapter (PEFT) or a whole model to `folder`, replacing it only by a complete one
     that is on the disk.
 
-    `write_extras` adds what belongs beside the weights; `half` stores a whole model in fp16.
+    `write_extras` adds what belongs beside the weights; `half` stores a whole model in fp16;
+    `weights` are those of an adapter whose own are in parts.
     Raises OSError.
     """
     with replaced(folder) as temporary:
         if isinstance(model, PeftModel):
-            model.save_pretrained(str(temporary), save_embedding_layers=False)
+            model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=weights)
             _sort_sets(temporary / CONFIG)
         else:
             stored = copy.deepcopy(model).half() if half else model
