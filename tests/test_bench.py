@@ -246,3 +246,29 @@ def test_make_gpu_without_a_gpu_says_so_and_gives_the_cpus_half(tiny: Tiny) -> N
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert "CPU, no GPU" in table[0]
     assert {line.split(" | ")[0].strip("| ") for line in table[2:]} == set(PARTS)
+
+
+def test_transfer(tiny: Tiny, tmp_path: Path) -> None:
+    rows = (tiny.data / "train.jsonl").read_text().splitlines(keepends=True)
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name, part in (("ct", rows[:20]), ("mr", rows[20:45]), ("few", rows[:5])):
+        (folder / f"{name}.jsonl").write_text("".join(part))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("epochs = 1\nlearning_rate = 1e-3\n[data]\nmax_target_tokens = 12\n")
+    flags = [f"--folder={folder}", f"--output_dir={tmp_path / 'out'}", f"--recipe={recipe}"]
+    done = forked("-m", "bench.transfer", *flags, f"--base={tiny.base}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert list(found) == ["base alone", "ct", "mr", "all"]
+    assert all(list(row) == ["ct", "mr"] for row in found.values())
+    splits = {
+        name: {
+            split: (tmp_path / "out" / name / "data" / f"{split}.jsonl").read_text().splitlines()
+            for split in ("train", "validation", "test")
+        }
+        for name in ("ct", "mr", "all")
+    }
+    assert [len(part) for part in splits["mr"].values()] == [15, 5, 5]
+    assert not {*splits["all"]["train"]} & {*splits["ct"]["test"], *splits["mr"]["test"]}
+    assert sum(map(len, splits["all"].values())) == 45
