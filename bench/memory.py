@@ -14,7 +14,7 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def tensors_mib(run: peers.Round, n_steps: int) -> float:
     if torch.cuda.is_available():
         run(n_steps)
         return peak_mib()
-    there = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors()}
+    there = dict(map(_place, _tensors()))
     only_cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=only_cpu, profile_memory=True) as found:
         run(n_steps)
@@ -99,12 +99,21 @@ def _tensors() -> list[torch.Tensor]:
     return [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
 
 
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """(address, bytes) of what it lies in; oneDNN's own have no storage."""
+    if tensor.layout != torch.strided:
+        return id(tensor), tensor.numel() * tensor.element_size()
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
 def estimated_mib(config: MemoryConfig, dataset: ExtractDataset, plan: list[IntArray]) -> float:
     """Of a row of ours, for the batch that needs most."""
     side = OURS[config.row]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = resolve_precision(side.precision, device) != "fp32"
-    base, step = read_shapes(config.model), step_of(our_recipe(config, side), half=half)
+    base = read_shapes(config.model)
+    step = replace(step_of(our_recipe(config, side), half=half), cpu=device.type == "cpu")
     lengths = dataset.source_lengths, dataset.target_lengths
     chosen = evenly(plan, dataset, config.steps)
     found = [estimate(base, step, *(of[batch].tolist() for of in lengths)) for batch in chosen]

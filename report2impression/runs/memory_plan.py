@@ -20,6 +20,7 @@ def step_of(config: TrainConfig, *, half: bool) -> Step:
         config.gradient_checkpointing,
         config.model.dropout,
         config.lora,
+        config.cpu,
     )
 
 

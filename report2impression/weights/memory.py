@@ -35,6 +35,7 @@ from report2impression.weights.options import LoraSettings, ModelConfig, Quantiz
 FULL = 4  # bytes of fp32
 QUANTIZED = {"8bit": 1.0, "4bit": 0.5 + FULL / 64}  # bytes a weight; nf4: a scale for every 64
 NOT_QUANTIZED = {"wo"}  # transformers keeps these of T5 in fp32
+COPIED = 2**31  # engine/fast.py: REORDERED_BYTES
 STATES = {"adamw": 8.0, "adamw8bit": 2.0, "adafactor": 0.0}  # bytes a trainable value
 LOGIT_ROWS, POOL = 128, 2**20  # engine/ops.py: CROSS_ENTROPY_ROWS, POOL_ELEMENTS
 LAYER = re.compile(r"\.(?:block|layers)\.(\d+)\.")
@@ -60,6 +61,11 @@ class Linear:
     def is_inner(self) -> bool:
         """Its input is made inside its part of the block, and nobody else reads it."""
         return self.name in INNER
+
+    @property
+    def input(self) -> tuple[str, bool, str]:
+        """The same for linears that read the same tokens."""
+        return self.parent, self.of_source, self.name if self.is_inner else ""
 
     @property
     def of_attention(self) -> bool:
@@ -126,6 +132,7 @@ class Step:
     checkpointing: bool = False
     dropout: float | None = None
     lora: LoraSettings = field(default_factory=LoraSettings)
+    cpu: bool = False
 
     def is_fast(self, base: Shapes) -> bool:
         """As engine/models.py decides once the model is there."""
@@ -210,6 +217,8 @@ def estimate(
         weights -= (FULL - QUANTIZED[step.quantization]) * _n_quantized(base)
     elif step.half and step.is_fast(base):
         weights -= 2 * _n_in_matrices(base)
+    if step.cpu and step.is_fast(base):
+        weights += _copies(base, step)
     lengths = Lengths.of(sources, targets, packed=step.is_fast(base))
     activations = _activations(base, step, lengths, n_trainable)
     optimizer = STATES[step.optimizer] * n_trainable
@@ -219,6 +228,17 @@ def estimate(
 
 def _n_quantized(base: Shapes) -> int:
     return sum(x.n_out * x.n_in for x in base.linears if x.name not in NOT_QUANTIZED)
+
+
+def _copies(base: Shapes, step: Step) -> int:
+    """Bytes of the frozen matrices in oneDNN's order, both ways, where a CPU has room for them."""
+    value = 2 if step.half else FULL
+    vocabulary = base.vocabulary * base.width
+    if 2 * value * (vocabulary + sum(x.n_out * x.n_in for x in base.linears)) > COPIED:
+        return 0
+    adapted = {x.input for x in base.linears if step.adapts(x)}
+    copied = sum(x.n_out * x.n_in for x in base.linears if x.input in adapted)
+    return 2 * value * (vocabulary + copied)
 
 
 def _n_in_matrices(base: Shapes) -> int:
@@ -309,8 +329,7 @@ def _of_stack(
         if step.adapts(linear) or step.tuning == "full":
             blocks += tokens * linear.n_in * sizes.own
             blocks += tokens * step.lora.r * sizes.value * (step.tuning == "lora")
-            key = linear.parent, linear.of_source, linear.name if linear.is_inner else ""
-            inputs[key] = tokens * linear.n_in * sizes.shared
+            inputs[linear.input] = tokens * linear.n_in * sizes.shared
         blocks += tokens * _made(base, step, sizes, linear)
     blocks += sum(inputs.values())
     # Each part's residual, fp32, and the dropout of what is added to it.
