@@ -11,12 +11,12 @@ gets tokens of its own where its tokenizer is another one.
 """
 
 from report2impression.program.errors import exits_cleanly
-from report2impression.program.process import Aside, do_without, keep_freed_memory
+from report2impression.program.process import Aside, do_without_bitsandbytes, keep_freed_memory
 from report2impression.runs.settings import evaluation_settings
 
 if __name__ == "__main__":
     evaluation_settings()  # --help, mistakes and --dry_run are answered before torch is loaded
-    do_without("bitsandbytes")  # PEFT would load it, and it torch's compiler: a second
+    do_without_bitsandbytes()
 
 import hashlib
 import json

@@ -12,6 +12,13 @@ from report2impression.engine.frozen import Frozen, reordered, times, times_back
 from report2impression.engine.precision import cpu_multiplies_bf16
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+OF_ANY_SIZE = given(
+    rows=st.integers(1, 70),
+    inputs=st.integers(1, 130),
+    outputs=st.integers(1, 130),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 999),
+)
 
 
 def is_product(found: Tensor, x: Tensor, weight: Tensor, total: Tensor | None = None) -> bool:
@@ -29,13 +36,7 @@ def is_product(found: Tensor, x: Tensor, weight: Tensor, total: Tensor | None = 
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    rows=st.integers(1, 70),
-    inputs=st.integers(1, 130),
-    outputs=st.integers(1, 130),
-    dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 999),
-)
+@OF_ANY_SIZE
 def test_it_multiplies(rows: int, inputs: int, outputs: int, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
@@ -47,13 +48,7 @@ def test_it_multiplies(rows: int, inputs: int, outputs: int, dtype: torch.dtype,
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    rows=st.integers(1, 70),
-    inputs=st.integers(1, 130),
-    outputs=st.integers(1, 130),
-    dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 999),
-)
+@OF_ANY_SIZE
 def test_both_ways(rows: int, inputs: int, outputs: int, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     weight = torch.randn(outputs, inputs).to(dtype)

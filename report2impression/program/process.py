@@ -53,10 +53,10 @@ def quieten_libraries() -> None:
         transformers.utils.logging.set_verbosity_error()
 
 
-def do_without(module: str) -> None:
-    """Of a program, before its imports: who imports the module only where it is installed finds
-    that it is not."""
-    sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+def do_without_bitsandbytes() -> None:
+    """Of a program that quantises nothing, before its imports: PEFT would load it where it is
+    installed, and it torch's compiler, a second; so it finds that it is not."""
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 # Parameters of mallopt(3).

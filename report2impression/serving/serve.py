@@ -7,12 +7,12 @@ sends (Authorization: Bearer ...), and something in front that speaks TLS. Needs
 """
 
 from report2impression.program.errors import exits_cleanly
-from report2impression.program.process import do_without
+from report2impression.program.process import do_without_bitsandbytes
 from report2impression.serving.options import serving_settings
 
 if __name__ == "__main__":
     serving_settings()  # --help and mistakes are answered before torch is loaded
-    do_without("bitsandbytes")  # PEFT would load it, and it torch's compiler: a second
+    do_without_bitsandbytes()
 
 import signal
 import socket
