@@ -86,12 +86,13 @@ class Browser:
         self._buffer, self._last, self._session = b"", 0, ""
         self.console: list[str] = []
         self.requests: list[str] = []
-        self._events: list[str] = []
+        self._loaded: set[str] = set()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and wait for its answer."""
@@ -121,8 +122,9 @@ class Browser:
         return message
 
     def _note(self, method: str, params: dict[str, Any]) -> None:
-        self._events.append(method)
-        if method == "Network.requestWillBeSent":
+        if method == "Page.lifecycleEvent" and params["name"] == "load":
+            self._loaded.add(params["loaderId"])
+        elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Log.entryAdded":
             self.console.append(params["entry"]["text"])
@@ -145,9 +147,10 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.console, self.requests, self._events = [], [], []
-        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
-        while "Page.loadEventFired" not in self._events:
+        self.console, self.requests = [], []
+        to = self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
+        assert "errorText" not in to, to
+        while to["loaderId"] not in self._loaded:  # the last page's load may be told only now
             self._receive()
 
     def run(self, script: str) -> Any:

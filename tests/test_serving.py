@@ -1,6 +1,7 @@
 """The service over a real socket: who may ask what, what comes back, and what is never told. The
 decoder is a stand-in; tests/slow has a trained one."""
 
+import html
 import http.client
 import json
 import re
@@ -217,9 +218,11 @@ def test_a_header_cannot_be_smuggled_in_by_an_id(plain: Served) -> None:
 
 
 def test_the_policy_lets_in_what_stands_in_the_page_and_nothing_else() -> None:
-    told = policy(page())
+    shown = page({"model": HOSTILE, "decoding": "greedy", "compares": False})
+    told = policy(shown)
     assert "unsafe" not in told and told.count("'sha256-") == 2 and "*" not in told
-    assert "http:" not in page() and "https:" not in page() and "innerHTML" not in page()
+    assert "http:" not in shown and "https:" not in shown and "innerHTML" not in shown
+    assert f"Model: {html.escape(HOSTILE)}, greedy<" in shown
 
 
 def test_a_token_is_asked_for() -> None:

@@ -92,6 +92,9 @@ def test_the_base_stands_beside_the_adapter(tab: Browser) -> None:
         assert tab.run("document.querySelectorAll('#items > li').length") == 3
         assert tab.run("document.querySelectorAll('#before img, #before script').length") == 0
         assert not tab.console
+        # What the page must know to show the base it is not told later, when all may be written.
+        paths = [url.split("/", 3)[3] for url in tab.requests if not url.startswith("data:")]
+        assert paths == ["", "v1/impressions", "v1/base"]
 
 
 def test_hostile_texts_stay_text(tab: Browser, running: Served) -> None:

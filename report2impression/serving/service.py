@@ -50,7 +50,7 @@ class Service:
     ) -> None:
         self.waiting, self.base, self.to_fhir, self.longest = waiting, base, to_fhir, longest
         self.facts = {**facts, "compares": base is not None}
-        self._page, self._openapi = page(), openapi()
+        self._page, self._openapi = page(self.facts), openapi()
         self.is_ready = False
 
     async def show(self, request: Request) -> Response:

@@ -111,8 +111,9 @@ class Parser:
 
 def _is_denied_within(words: Sequence[str], lead: str) -> bool:
     """NegEx looks before and after a term, but "heart is not enlarged" is one term, and "non-" is
-    no word."""
-    return (len(words) > 2 and not {"not", "never"}.isdisjoint(words)) or lead.lower() == "non-"
+    one word before a space and two before a letter."""
+    is_non = lead.lower().split()[-1:] == ["non-"]
+    return is_non or (len(words) > 2 and not {"not", "never"}.isdisjoint(words))
 
 
 def negex(nlp: "Language") -> "tuple[Negex, Negex]":
