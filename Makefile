@@ -3,6 +3,7 @@
 # make install    only set up .venv
 # make test       the same .venv with the dev extras: lint, types, fast tests
 # make test-slow  the tests that take minutes
+# make search     other and 20 times more examples for the property tests of make test
 # make coverage   fails where a branch of runs/{checkpoint,durable}.py or batching/plan.py has no test
 # make mutation   small changes of the same files that no test notices (an hour)
 # make gpu        tests marked cuda, speed, memory and a profile of a T5-small's shape: one table
@@ -14,7 +15,7 @@ WATCHED := $(PACKAGE)/runs/checkpoint.py,$(PACKAGE)/runs/durable.py,$(PACKAGE)/b
 LAUNCH := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml \
 	--num_cpu_threads_per_process $(shell nproc)
 
-.PHONY: install demo serve test test-slow coverage mutation gpu lint tiny-base clean
+.PHONY: install demo serve test test-slow search coverage mutation gpu lint tiny-base clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,6 +50,9 @@ test: lint
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+search: .venv/installed-dev
+	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m "hypothesis and not slow"
 
 coverage: .venv/installed-dev
 	$(BIN)/python -m coverage run --branch --include=$(WATCHED) -m pytest \

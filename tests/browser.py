@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import HANG_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 INSTALL = (
     "apt-get -qq -o DPkg::Lock::Timeout=60 update;"
     " exec apt-get -y -qq -o DPkg::Lock::Timeout=60 --no-install-recommends install chromium"
 )
-INSTALL_SECONDS, ANSWER_SECONDS = 240, 60
+INSTALL_SECONDS = 240
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
@@ -108,7 +110,7 @@ class Browser:
                 return answer["result"]
 
     def _receive(self) -> dict[str, Any]:
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + HANG_S
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], deadline - time.monotonic())
             assert ready, "the browser does not answer"
@@ -203,6 +205,6 @@ def browser() -> Iterator[Browser]:
             yield tab
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(HANG_S)
             os.close(write)
             os.close(read)

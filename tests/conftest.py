@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Many tests fork, and a fork has none of its parent's OpenMP threads, but waits for them.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import is_hypothesis_test, settings
+from hypothesis.internal.conjecture import providers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +18,25 @@ if TYPE_CHECKING:
     from tests.browser import Browser
     from tests.programs import ForkServer
     from tests.tiny import Tiny
+
+# Hypothesis's own "ci": the same examples in every run, no deadline, nothing kept from run to run.
+# Another, "search", is for `make search`: other examples each time, and more of them.
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+TIMES_MORE = 20
+settings.register_profile("search", settings.get_profile("ci"), derandomize=False)
+settings.load_profile(PROFILE)
+# It also tries constants of the modules imported so far, which depend on the tests that ran before.
+providers._get_local_constants = lambda: providers._local_constants
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Searching, each test tries many times the examples that it asks for."""
+    if PROFILE == "search":
+        tests: set[Any] = {getattr(item, "obj", None) for item in items}
+        for test in filter(is_hypothesis_test, tests):
+            own = test._hypothesis_internal_use_settings
+            more = settings(own, max_examples=TIMES_MORE * own.max_examples)
+            test._hypothesis_internal_use_settings = more
 
 
 @pytest.fixture(autouse=True)

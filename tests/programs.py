@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from bench.reliability import fault_runs
 from bench.reliability.disk_faults import ended, own_progress_bars
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "network.log"
@@ -131,22 +132,26 @@ def _execute(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-# On stdin a command line in each line, as JSON; on stdout its exit code, outputs and seconds.
+# On stdin a command line in each line, as JSON; on stdout its exit code, outputs and the seconds
+# that it slept.
 SERVER = """
-import json, os, runpy, sys, tempfile, time, traceback
+import json, os, runpy, sys, time, traceback
 import accelerate, datasets, torch
 from peft import PeftModel
+from tempfile import TemporaryFile as Temporary
 from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration, T5Tokenizer
+sleep = time.sleep
 torch.set_num_threads(1)
 sys.path[0] = os.getcwd()
 for line in sys.stdin:
-    argv, start = json.loads(line), time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    argv = json.loads(line)
+    with Temporary() as out, Temporary() as err, Temporary() as slept:
         pid = os.fork()
         if pid == 0:
             code = 0
             for number, file in enumerate((open(os.devnull), out, err)):
                 os.dup2(file.fileno(), number)
+            time.sleep = lambda s: (os.write(slept.fileno(), b'%f ' % s), sleep(s))
             try:
                 if argv[0] == "-c":
                     sys.argv = ["-c", *argv[2:]]
@@ -163,10 +168,11 @@ for line in sys.stdin:
             os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         told = []
-        for file in (out, err):
+        for file in (out, err, slept):
             file.seek(0)
             told.append(file.read().decode())
-    print(json.dumps([code, *told, time.monotonic() - start]), flush=True)
+    told[2] = sum(map(float, told[2].split()))
+    print(json.dumps([code, *told]), flush=True)
 """
 
 
@@ -174,7 +180,7 @@ class Result(NamedTuple):
     code: int
     stdout: str
     stderr: str
-    seconds: float = 0.0
+    slept: float = 0.0
 
     def error(self, code: int) -> str:
         """The one line of stderr of a run that ended with this exit code."""
@@ -203,7 +209,7 @@ class ForkServer:
 
     def __exit__(self, *exc_info: object) -> None:
         self._process.terminate()  # the end of its input may be held open by a fork of this process
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=HANG_S)
 
     def run(self, *argv: object) -> Result:
         """A file or "-c" and code, then its arguments, in a fork."""

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from bench.reliability.disk_faults import ended, start
 from report2impression.program.process import Aside
+from tests.waiting import until
 
 prepared: list[int] = []
 
@@ -85,14 +85,14 @@ def test_it_ends_with_the_process_that_began_it(tmp_path: Path, how: signal.Sign
 
     assert ended(start(begin)) == -how
     number = int(noted.read_text())
-    for _ in range(1000):
-        if (
-            not Path(f"/proc/{number}").exists()
-            or " Z " in Path(f"/proc/{number}/stat").read_text()
-        ):
-            return
-        time.sleep(0.01)
-    pytest.fail("it is still there")
+    until(lambda: is_gone(number))
+
+
+def is_gone(number: int) -> bool:
+    try:
+        return " Z " in Path(f"/proc/{number}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_ctrl_c_is_not_for_it() -> None:

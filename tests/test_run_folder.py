@@ -32,8 +32,8 @@ from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.run_folder import _flat, compare
 from report2impression.training import validation as epoch_end
 from tests.test_resume import flags, run, stopped_after
-from tests.test_resume_ranks import wait_for
 from tests.tiny import Tiny, one_line
+from tests.waiting import until_written
 
 SLOW = pytest.mark.slow
 
@@ -558,15 +558,15 @@ def test_a_lost_launcher_stops_the_run(tiny: Tiny, tmp_path: Path, whole: Path) 
 
     def launcher() -> None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-        (child,) = fault_runs.launch(flags(tiny, folder, checkpoint_steps=0, epochs=50))
+        (child,) = fault_runs.launch(flags(tiny, folder, checkpoint_steps=0, epochs=1000))
         told.write_text(str(child))
         ended(child)
 
     between = start(launcher)
-    wait_for(folder / "metrics.jsonl", '"step": 3')
+    until_written(folder / "metrics.jsonl", '"step": 3')
     os.kill(between, signal.SIGKILL)
     assert ended(between) == -signal.SIGKILL
-    wait_for(folder / "exit_status.json", "75")
+    until_written(folder / "exit_status.json", "75")
     assert status(folder)["code"] == 75
 
 

@@ -1,6 +1,7 @@
 """The service over a real socket: who may ask what, what comes back, and what is never told. The
 decoder is a stand-in; tests/slow has a trained one."""
 
+import asyncio
 import html
 import http.client
 import json
@@ -10,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +23,9 @@ from report2impression.serving.guard import Limits
 from report2impression.serving.options import ServeConfig
 from report2impression.serving.page import page, policy
 from report2impression.serving.service import MOST_REPORTS, application
-from report2impression.serving.waiting import Record
+from report2impression.serving.waiting import Record, Waiting
 from tests.test_house import ROOT
+from tests.waiting import HANG_S, until
 
 CANARY = "zyzzyva nodule"
 HOSTILE = "</script><script>alert(1)</script> \u202e \x00 ' \" & <img src=x onerror=alert(1)>"
@@ -42,8 +43,10 @@ class Decoder:
         self.batches: list[list[str]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.n_calls = 0
 
     def __call__(self, reports: Sequence[str]) -> list[Record]:
+        self.n_calls += 1
         self.gate.wait()
         self.batches.append(list(reports))
         if any("broken" in report for report in reports):
@@ -64,7 +67,7 @@ class Served:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} if data is not None else {}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         connection.request(method or ("GET" if data is None else "POST"), path, data, sent)
         answer = connection.getresponse()
         found = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
@@ -96,8 +99,7 @@ def served(record: Callable[[str], Record] | None = None, **options: Any) -> Ite
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
-            while not server.started:
-                time.sleep(0.005)
+            until(lambda: server.started)
             yield Served(port, decoder, server)
         finally:
             decoder.gate.set()
@@ -148,7 +150,7 @@ def test_the_hubs_own_client(plain: Served) -> None:
     from huggingface_hub import InferenceClient
 
     for path in ("", "/summarization"):
-        client = InferenceClient(f"http://127.0.0.1:{plain.port}{path}", timeout=60)
+        client = InferenceClient(f"http://127.0.0.1:{plain.port}{path}", timeout=HANG_S)
         assert client.summarization("a report").summary_text == written("a report")
 
 
@@ -236,7 +238,7 @@ def test_a_token_is_asked_for() -> None:
 def test_a_slow_body_is_given_up() -> None:
     with (
         served(limits=Limits(body_s=0.05)) as running,
-        socket.create_connection(("127.0.0.1", running.port), timeout=60) as client,
+        socket.create_connection(("127.0.0.1", running.port), timeout=HANG_S) as client,
     ):
         head = f"POST /v1/impressions HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n"
         client.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
@@ -260,13 +262,24 @@ def many(running: Served, texts: Sequence[str]) -> list[tuple[int, Any]]:
 
 def test_requests_that_arrive_together_are_decoded_together() -> None:
     texts = [f"report {i}" for i in range(40)]
-    with served(window_s=0.05) as running:
+    with served(batch=16) as running:
         found = many(running, texts)
         assert [(s, r["impressions"][0]["impression"]) for s, r in found] == [
             (200, written(text)) for text in texts
         ]
-        batches = running.decoder.batches
-        assert sorted(sum(batches, [])) == sorted(texts) and len(batches) < 20
+        assert sorted(sum(running.decoder.batches, [])) == sorted(texts)
+
+    async def at_once(decoder: Decoder) -> None:
+        waiting = Waiting(decoder, batch=16, most=40, window_s=0.0)
+        asked = [asyncio.create_task(waiting.ask([text])) for text in texts]
+        await asyncio.sleep(0)  # all of them wait
+        waiting.close()
+        await waiting.run()
+        assert [(await one)[0]["impression"] for one in asked] == list(map(written, texts))
+
+    decoder = Decoder()
+    asyncio.run(at_once(decoder))
+    assert decoder.batches == [texts[:16], texts[16:32], texts[32:]]
 
 
 def test_a_full_queue_refuses_and_recovers() -> None:
@@ -291,7 +304,7 @@ def test_a_client_that_leaves_does_not_stop_others() -> None:
     with served(window_s=0.0) as running:
         running.decoder.gate.clear()
         body = json.dumps({"text": "left"}).encode()
-        client = socket.create_connection(("127.0.0.1", running.port), timeout=60)
+        client = socket.create_connection(("127.0.0.1", running.port), timeout=HANG_S)
         head = f"POST /v1/impressions HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
@@ -306,8 +319,7 @@ def test_what_was_accepted_is_answered_before_the_end() -> None:
         found: list[int] = []
         thread = threading.Thread(target=lambda: found.append(running.impression("a")[0]))
         thread.start()
-        while not running.server.server_state.connections:
-            time.sleep(0.005)
+        until(lambda: running.decoder.n_calls)
         running.server.should_exit = True
         running.decoder.gate.set()
         thread.join()

@@ -2,7 +2,6 @@
 else, and lets no text become markup."""
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +10,9 @@ import pytest
 from report2impression.extracting.impressions import DRAFT, Impression
 from report2impression.extracting.items import structure
 from report2impression.serving.waiting import Record
-from tests.browser import ANSWER_SECONDS, Browser
+from tests.browser import Browser
 from tests.test_serving import HOSTILE, Served, served
+from tests.waiting import until
 
 WRITTEN = (
     "1 spiculated 14 mm left upper lobe nodule, new, ct in 3 months is recommended\n"
@@ -38,13 +38,6 @@ def opened(tab: Browser, running: Served, **options: Any) -> None:
     tab.open(f"http://127.0.0.1:{running.port}/", **options)
 
 
-def until(tab: Browser, condition: str) -> None:
-    deadline = time.monotonic() + ANSWER_SECONDS  # a hang, not a speed
-    while not tab.run(condition):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.01)
-
-
 def wrote(tab: Browser, report: str | None = None) -> None:
     """Fill in a report (the example if none is given) and send it by the keyboard alone."""
     if report is None:
@@ -55,7 +48,7 @@ def wrote(tab: Browser, report: str | None = None) -> None:
     tab.press("Tab")
     assert tab.run("document.activeElement.id") == "write"
     tab.press("Enter")
-    until(tab, "!document.getElementById('result').hidden")
+    until(lambda: tab.run("!document.getElementById('result').hidden"))
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -85,7 +78,7 @@ def test_the_base_stands_beside_the_adapter(tab: Browser) -> None:
     with served(record, base=lambda reports: [record(r, said) for r in reports]) as running:
         opened(tab, running)
         wrote(tab)
-        until(tab, "!document.getElementById('compared').hidden")
+        until(lambda: tab.run("!document.getElementById('compared').hidden"))
         before = "[...document.querySelectorAll('#before > li')].map((li) => li.textContent)"
         first, second, *_ = tab.run(before)
         assert "[unsupported: " in first and "pneumothorax" in first and "<script>" in second
@@ -108,6 +101,6 @@ def test_hostile_texts_stay_text(tab: Browser, running: Served) -> None:
 def test_a_refusal_is_one_sentence(tab: Browser, running: Served) -> None:
     opened(tab, running)
     tab.run("document.getElementById('write').click()")  # nothing was pasted
-    until(tab, "document.getElementById('says').textContent.startsWith('Not')")
+    until(lambda: tab.run("document.getElementById('says').textContent.startsWith('Not')"))
     assert tab.run("document.getElementById('says').textContent") == "Not done: report 0 is empty."
     assert tab.run("document.getElementById('result').hidden")

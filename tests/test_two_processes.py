@@ -1,7 +1,6 @@
 """Two processes under `accelerate launch` give what one gives: losses, adapter, scores."""
 
 import json
-import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 import eval as evaluation
 import train_loop
+from bench.reliability.fault_runs import own_port
 from tests.tiny import N_TEST, N_TRAIN, ROOT, Tiny, difference, metrics, python
 
 N_SCORED = N_TEST - 2
@@ -20,15 +20,12 @@ CPU_2 = ROOT / "recipes" / "accelerate" / "cpu_2_processes.yaml"
 
 def launch(*commands: Sequence[object], file: Path = CPU_2) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with the repository's own two-process file: one launch for all."""
-    with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in commands]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        ports = [probe.getsockname()[1] for probe in sockets]
-    lines = [[str(w) for w in (port, *c)] for port, c in zip(ports, commands, strict=True)]
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
-    port = ["--main_process_port", ports[0]]
-    return python(*launcher, *port, "-m", "tests.launched", json.dumps(lines))
+    with ExitStack() as held:
+        ports = [held.enter_context(own_port()) for _ in commands]
+        lines = [[str(w) for w in (port, *c)] for port, c in zip(ports, commands, strict=True)]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
+        port = ["--main_process_port", ports[0]]
+        return python(*launcher, *port, "-m", "tests.launched", json.dumps(lines))
 
 
 @pytest.fixture(scope="module")

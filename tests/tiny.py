@@ -36,6 +36,7 @@ from report2impression.weights.options import LoraSettings, ModelConfig
 from report2impression.weights.saving import save_model
 from report2impression.weights.tokenizer import load_tokenizer
 from report2impression.weights.trained import trained_model
+from tests.waiting import HANG_S
 from train_loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -231,7 +232,7 @@ def metrics(folder: Path, kind: str) -> list[dict[str, float]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def python(*argv: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def python(*argv: object, timeout: float = HANG_S) -> subprocess.CompletedProcess[str]:
     """A fresh Python in the repository root, one thread, no hub."""
     offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(

@@ -4,7 +4,8 @@
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,19 @@ def launch(
     quiet: bool = True,
 ) -> list[int]:
     """The processes of a run that has begun; `before()` is called in each of them first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [partial(_rank, argv, rank, n_ranks, port, before) for rank in range(n_ranks)]
-    return [start(rank, quiet=quiet) for rank in ranks]
+    with own_port() as port:  # the forks hold it, too
+        ranks = [partial(_rank, argv, rank, n_ranks, port, before) for rank in range(n_ranks)]
+        return [start(rank, quiet=quiet) for rank in ranks]
+
+
+@contextmanager
+def own_port() -> Iterator[int]:
+    """A port that nobody else is given before, or while, the ranks of a run meet there: it stays
+    bound, in a way that lets a socket that asks for this very port listen."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield holder.getsockname()[1]
 
 
 def run(

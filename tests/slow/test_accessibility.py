@@ -38,7 +38,7 @@ def violations(tab: Browser, axe: str) -> list[str]:
     """What axe finds on the page as it is, by rule and element."""
     ask = "window.found = null; axe.run().then((all) => { window.found = all.violations; }); 0"
     tab.run(f"{axe}; {ask}")
-    until(tab, "window.found !== null")
+    until(lambda: tab.run("window.found !== null"))
     found = json.loads(tab.run("JSON.stringify(window.found)"))
     return [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]
 
@@ -50,13 +50,13 @@ def test_axe_finds_nothing(width: int, dark: bool, tab: Browser, running: Served
     opened(tab, running, width=width, dark=dark)
     assert violations(tab, axe) == []
     wrote(tab)
-    until(tab, "!document.getElementById('compared').hidden")
+    until(lambda: tab.run("!document.getElementById('compared').hidden"))
     assert violations(tab, axe) == []
     tab.run("document.querySelectorAll('.items > li')[0].focus()")
     assert violations(tab, axe) == []
     tab.run("document.getElementById('report').value = ''")
     tab.run("document.getElementById('write').click()")
-    until(tab, "document.getElementById('says').className.includes('wrong')")
+    until(lambda: tab.run("document.getElementById('says').className.includes('wrong')"))
     assert violations(tab, axe) == []
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 def measured(tiny: Tiny, what: str, n: int) -> dict[str, float]:
     flags = (f"--data.path={tiny.data}", f"--model.path={tiny.base}", "--threads=1")
-    done = python("-m", "bench.scaling", *flags, f"--only={what}", f"--reports={n}", timeout=600)
+    done = python("-m", "bench.scaling", *flags, f"--only={what}", f"--reports={n}")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

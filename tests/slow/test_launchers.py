@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from bench.reliability.fault_runs import bits, steps_kept
 from tests.test_resume import flags
 from tests.tiny import ROOT, Tiny
+from tests.waiting import HANG_S, until, until_written
 
 pytestmark = pytest.mark.slow
 FILES = {1: "cpu.yaml", 2: "cpu_2_processes.yaml"}
@@ -54,21 +54,13 @@ def alive(folder: Path) -> list[int]:
     return found
 
 
-def wait(condition: object, seconds: float) -> float:
-    begun = time.monotonic()
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() - begun < seconds
-        time.sleep(0.01)
-    return time.monotonic() - begun
-
-
 @pytest.fixture(scope="module")
 def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Path]]:
     runs = {}
     for n_ranks in FILES:
         runs[n_ranks] = tmp_path_factory.mktemp("whole") / "run"
         done = launch(flags(tiny, runs[n_ranks], micro_batch_size=8 // n_ranks, epochs=15), n_ranks)
-        assert done.wait(timeout=240) == 0
+        assert done.wait(timeout=HANG_S) == 0
     yield runs
 
 
@@ -89,13 +81,13 @@ def test_a_signal_to_the_launcher_keeps_the_step(
     argv = flags(tiny, folder, micro_batch_size=8 // n_ranks, epochs=15, checkpoint_steps=0)
     launcher = launch(argv, n_ranks)
     log = folder / "metrics.jsonl"
-    wait(lambda: log.exists() and '"step": 9' in log.read_text(), 120)
+    until_written(log, '"step": 9')
     (os.killpg if target == "group" else os.kill)(launcher.pid, number)
-    wait(lambda: launcher.poll() is not None and not alive(folder), 120)  # a hang, not a speed
+    until(lambda: launcher.poll() is not None and not alive(folder))
     assert launcher.returncode != 0
     told = json.loads((folder / "exit_status.json").read_text())
     assert told["code"] in (75, 8)  # 8: a rank whose peer the launcher ended first
     assert steps_kept(folder)[-1] >= 9 - 1
     again = launch(argv, n_ranks)
-    assert again.wait(timeout=240) == 0
+    assert again.wait(timeout=HANG_S) == 0
     assert bits(folder) == bits(whole[n_ranks])
