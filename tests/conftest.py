@@ -40,8 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What a benchmark's test sets is not left to the forks of later ones."""
+def _same_torch() -> Iterator[None]:
+    """Torch draws the same in a test by itself as after others, and what a benchmark's test sets is
+    not left to the forks of later ones."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
