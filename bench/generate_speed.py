@@ -3,6 +3,8 @@
     python -m bench.generate_speed --model.path BASE --data.path DIR [--decoding.precision bf16]
 
 All sides decode the same test reports, all of them, in turn, round after round; the median counts.
+Weights are made ready beforehand on all sides (merged, in the order or the 8 bits that they are
+multiplied in).
 `--decoding.min_new_tokens 48 --decoding.max_new_tokens 48` forces equal work;
 without it outputs end where they end.
 
@@ -27,10 +29,11 @@ from bench.timing import in_turn, timed
 from report2impression.batching.tokens import Tokens, tokenise
 from report2impression.decoding.cache import Decoder
 from report2impression.decoding.ct2 import Converted
-from report2impression.decoding.generate import DTYPES, alike, longest_first, stream
+from report2impression.decoding.generate import Generator, alike, longest_first
 from report2impression.decoding.hf import decode_hf
 from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.decoding.places import decode
+from report2impression.engine.precision import DTYPES
 from report2impression.program.errors import exits_cleanly
 from report2impression.program.terminal import print_table
 from report2impression.reading.sources import read_pairs
@@ -89,10 +92,11 @@ def sides(config: GenerateSpeedConfig, source: Tokens) -> tuple[dict[str, Side],
     exact = replace(config.decoding, precision="fp32")
     by_length, in_file = longest_first(source), list(range(len(source.lengths)))
 
-    decoding, dtype = config.decoding, DTYPES[config.decoding.precision]
+    decoding = config.decoding
+    generator, decoder = Generator(model, decoding), Decoder(model, decoding.precision)
 
     def each() -> list[Output]:
-        return list(decode(Decoder(model, dtype), source, by_length, decoding))
+        return list(decode(decoder, source, by_length, decoding))
 
     def hf(size: int, order: list[int]) -> list[Output]:
         return list(decode_hf(model, source, order, replace(exact, batch_size=size)))
@@ -101,7 +105,7 @@ def sides(config: GenerateSpeedConfig, source: Tokens) -> tuple[dict[str, Side],
         return list(converted.decode(source, order, replace(exact, batch_size=size)))
 
     made: dict[str, Side] = {
-        "ours": lambda: list(stream(model, source, by_length, decoding)),
+        "ours": lambda: list(generator.stream(source, by_length)),
         "ours_each": each,
     }
     best: dict[str, int] = {}
@@ -180,7 +184,7 @@ def main() -> None:
         "best_batch": best,
         "min_max": {name: [n / max(x), n / min(x)] for name, x in seconds.items()},
         "machine": machine(),
-        "gemm_gflops": gemm_gflops(DTYPES[config.decoding.precision]),
+        "gemm_gflops": gemm_gflops(DTYPES.get(config.decoding.precision, torch.float32)),
     }
     print_json(figures)
 

@@ -33,7 +33,7 @@ from report2impression.batching.collation import collator
 from report2impression.batching.tokens import Tokens
 from report2impression.decoding.cache import Cache, Decoder, next_hidden
 from report2impression.engine.fast import FastEngine
-from report2impression.engine.precision import autocast
+from report2impression.engine.precision import DTYPES, autocast
 from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.tracking import Tracker
 from report2impression.training.updates import SkipGuard
@@ -247,13 +247,13 @@ def loop(kind: str, precision: Literal["fp16", "fp32"]) -> None:
         SkipGuard._judge = guard  # type: ignore[method-assign]
 
 
-def decoder(precision: str) -> None:
+def decoder(precision: Literal["fp16", "fp32"]) -> None:
     """Sources encoded, then five steps."""
-    dtype = {"fp16": torch.float16, "fp32": torch.float32}[precision]
+    dtype = DTYPES[precision]
     sources = [np.ones(n, np.int32) for n in (40, 9, 3)]
     model = adapted_t5(num_layers=1).eval()
     with fake() as strict, torch.no_grad():
-        tested = Decoder(on_device(model), dtype)
+        tested = Decoder(on_device(model), precision)
         cache = Cache(tested, [len(source) for source in sources], 1, 8)
         cache._look_back = lambda: None  # type: ignore[method-assign]  # reads which is the oldest
         cache.put([0, 1, 2], sources)

@@ -290,7 +290,7 @@ def test_the_first_largest_is_that(seed: int, n: int, dtype: torch.dtype) -> Non
         ({"length_penalty": float("nan")}, "length_penalty"),
         ({"batch_size": -1}, "batch_size"),
         ({"cache_mib": 0}, "cache_mib"),
-        ({"precision": "int8"}, "ctranslate2"),
+        ({"precision": "int8", "engine": "hf"}, "int8"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(call: Call, names: str) -> None:
@@ -345,7 +345,7 @@ def test_ctranslate2_says_what_it_cannot_do(tiny: Tiny) -> None:
     offset=st.sampled_from([0.0, 5.0]),
 )
 def test_the_best_token_is_that_of_fp32(seed: int, spread: float, offset: float) -> None:
-    """Also where logits lie so close that bf16 cannot tell them apart."""
+    """Also where logits lie so close that 8 bits cannot tell them apart."""
     torch.manual_seed(seed)
     weight = offset + spread * torch.randn(BLOCKS[-1] * 40, 24)
     weight[100] = weight[7]  # equal logits: the first token wins

@@ -14,6 +14,7 @@ K head width, D model width, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,41 +24,54 @@ from peft import PeftModel
 from torch import Tensor
 
 from report2impression.batching.collation import GRID_MULTIPLE, TOKEN_MULTIPLE, collate_packed
+from report2impression.decoding.options import DecodingPrecision
 from report2impression.decoding.special import special_ids
 from report2impression.decoding.vocabulary import Vocabulary
 from report2impression.engine.adapter import Step
 from report2impression.engine.attention import Grid, pad
 from report2impression.engine.blocks import Block, MergedGroup, Stack
+from report2impression.engine.int8 import Int8
 from report2impression.engine.models import T5Model, output_scale
 from report2impression.engine.ops import Dropout, add_norm
-from report2impression.engine.precision import cpu_multiplies_bf16
+from report2impression.engine.precision import DTYPES
+from report2impression.program.errors import ConfigError
 
 # Places whose cross-attention is one product, padded to the longest of them: fewest, most.
 SEGMENT = 8, 64
 NARROWER = 0.75  # of the width: only then it pays to copy what is kept
+WEIGHTS = DTYPES | {"int8": torch.int8}
 ENCODED_TOGETHER = 64  # reports; more would only take memory
 
 
 class Decoder:
-    """The weights for decoding in `dtype`, a copy of its own: the model stays as it is."""
+    """The weights for decoding in that precision, a copy of its own: the model stays as it is.
+    int8: products in 8 bits, all else in fp32, and the vocabulary's best token decided in fp32.
 
-    def __init__(self, model: T5Model, dtype: torch.dtype) -> None:
+    Raises ConfigError where this machine has no such products."""
+
+    def __init__(self, model: T5Model, precision: DecodingPrecision = "fp32") -> None:
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.special = special_ids(model)
-        self.dtype, self.device = dtype, base.shared.weight.device
+        self.device = base.shared.weight.device
+        of_weights = WEIGHTS[precision]
+        if precision == "int8" and not (self.device.type == "cpu" and Int8.works()):
+            raise ConfigError(
+                "precision = int8: this machine's torch has no such products (x86 CPUs have);"
+                " take bf16 or fp16, or engine = ctranslate2"
+            )
+        self.dtype = dtype = torch.float32 if precision == "int8" else of_weights
         with torch.no_grad():
             blocks = [
-                [Block(b, dtype, None) for b in s.block] for s in (base.encoder, base.decoder)
+                [Block(b, of_weights, None) for b in s.block] for s in (base.encoder, base.decoder)
             ]
             self.encoder = Stack(base.encoder, blocks[0], dtype)
             self.decoder = Stack(base.decoder, blocks[1], dtype)
             self.embedding = base.shared.weight.detach().to(dtype)
             weight = base.lm_head.weight.detach().to(dtype)
-            screened = self.device.type == "cpu" and cpu_multiplies_bf16()
-            self.vocabulary = Vocabulary(weight, screened=screened)
+            self.vocabulary = Vocabulary(weight, screened=self.device.type == "cpu")
             others = [block.layer[1].EncDecAttention for block in base.decoder.block]
             keys_and_values = [layer for other in others for layer in (other.k, other.v)]
-            self.cross_kv = MergedGroup(keys_and_values, dtype)
+            self.cross_kv = MergedGroup(keys_and_values, of_weights)
         self.n_layers, self.n_heads = len(self.decoder.blocks), base.config.num_heads
         self.head_width = base.config.d_kv
         self.scale = output_scale(base.config)
@@ -69,22 +83,32 @@ class Decoder:
         """Of the keys and values of all layers, as bytes for one token."""
         return 2 * self.n_layers * self.n_heads * self.head_width * self.dtype.itemsize
 
-    def memory(self, sources: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
-        """(n,) sources -> cross-attention keys and values (2 L, n, H, S, K), padding (n, S) in
-        fp32: 0 or -inf. S may be more than `source_width`: columns of padding."""
-        multiple = TOKEN_MULTIPLE[self.device.type]
+    def memory(self, sources: Sequence[NDArray[np.int32]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(n,) sources, the longest first -> cross-attention keys and values (2 L, m, H, S, K) and
+        padding (m, S) in fp32, 0 or -inf, of m after m of them. S may be more than `source_width`:
+        columns of padding."""
         batch = collate_packed(
             [(source, source[:1]) for source in sources],
             start_id=self.special.start,
             pad_id=self.special.pad,
-            multiple=multiple,
+            multiple=TOKEN_MULTIPLE[self.device.type],
+            cut=self.device.type == "cpu",
         ).to(self.device)
-        ids, keys, grid = batch.source_ids, batch.keys[0], Grid(*batch.sources[0], self.n_heads)
-        padding = torch.zeros(keys.shape, device=self.device).masked_fill_(~keys, float("-inf"))
-        bias = self.encoder.position_bias(grid.shape[1]) + padding.to(self.dtype)[:, None, None, :]
-        states = self.encoder(self._step, self.embedding[ids], [grid], [bias.flatten(0, 1)])
-        padded = pad(self.cross_kv(self._step, states), grid, 2 * self.n_layers)
-        return padded.unflatten(1, (len(sources), self.n_heads)), padding
+        grids = [Grid(*places, self.n_heads) for places in batch.sources]
+        paddings = [
+            torch.zeros(keys.shape, device=self.device).masked_fill_(~keys, float("-inf"))
+            for keys in batch.keys
+        ]
+        biases = [
+            self.encoder.position_bias(x.shape[1]) + x.to(self.dtype)[:, None, None, :]
+            for x in paddings
+        ]
+        embedded = self.embedding[batch.source_ids]
+        states = self.encoder(self._step, embedded, grids, [bias.flatten(0, 1) for bias in biases])
+        kv = self.cross_kv(self._step, states).split([len(grid.rows) for grid in grids])
+        for part, grid, padding in zip(kv, grids, paddings, strict=True):
+            padded = pad(part, grid, 2 * self.n_layers)
+            yield padded.unflatten(1, (len(padding), self.n_heads)), padding
 
 
 def source_width(longest: int) -> int:
@@ -165,17 +189,20 @@ class Cache:
 
     def put(self, places: list[int], sources: Sequence[NDArray[np.int32]]) -> None:
         """New reports into the given places, beginning at the next column."""
-        for start in range(0, len(sources), ENCODED_TOGETHER):
-            some = slice(start, start + ENCODED_TOGETHER)
-            kv, padding = self.decoder.memory(sources[some])
-            for segment, rows, inside in self._by_segment(places[some]):
-                segment.put(inside, kv[:, rows], padding[rows])
+        order = sorted(range(len(places)), key=lambda i: -len(sources[i]))
+        for start in range(0, len(order), ENCODED_TOGETHER):
+            some = order[start : start + ENCODED_TOGETHER]
+            left = iter([places[i] for i in some])
+            for kv, padding in self.decoder.memory([sources[i] for i in some]):
+                here = list(islice(left, len(padding)))
+                for segment, rows, inside in self._by_segment(here):
+                    segment.put(inside, kv[:, rows], padding[rows])
         self.first[self._indices(places)] = self.column
         self._look_back()
 
     def keep(self, places: list[int]) -> None:
         """Forget all other places; those that stay move together in their order (rising)."""
-        inside = [(segment, where) for segment, _, where in self._by_segment(places) if len(where)]
+        inside = [(segment, where) for segment, _, where in self._by_segment(places)]
         self.segments = [segment for segment, _ in inside]
         for segment, where in inside:
             segment.keep(where)
@@ -201,7 +228,9 @@ class Cache:
         for segment in list(self.segments):
             end = start + len(segment.padding)
             rows = [row for row, place in enumerate(places) if start <= place < end]
-            yield segment, self._indices(rows), self._indices([places[row] - start for row in rows])
+            if rows:
+                inside = self._indices([places[row] - start for row in rows])
+                yield segment, self._indices(rows), inside
             start = end
 
     def _indices(self, values: list[int]) -> Tensor:

@@ -22,7 +22,6 @@ from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.decoding.places import decode
 from report2impression.decoding.special import tell_ignored
 from report2impression.engine.models import T5Model, why_not
-from report2impression.engine.precision import DTYPES
 
 UNKNOWN = "▁⁇▁"  # as SentencePiece decodes its unknown piece: " ⁇ "
 
@@ -134,7 +133,7 @@ class Generator:
             return partial(converted.decode, scored=self.scored)
         if config.engine == "hf" or why_not(model):
             return partial(decode_hf, model, scored=self.scored)
-        return partial(decode, Decoder(model, DTYPES[config.precision]), scored=self.scored)
+        return partial(decode, Decoder(model, config.precision), scored=self.scored)
 
 
 def to_text(tokenizer: PreTrainedTokenizerBase, outputs: Sequence[Sequence[int]]) -> list[str]:

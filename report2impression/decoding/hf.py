@@ -15,6 +15,7 @@ from report2impression.decoding.search import Result, of_beam, until
 from report2impression.decoding.special import Special, no_wishes, special_ids
 from report2impression.engine.models import T5Model, evaluating
 from report2impression.engine.precision import DTYPES
+from report2impression.program.errors import ConfigError
 from report2impression.weights.families import check_lengths
 
 
@@ -30,6 +31,8 @@ def decode_hf(
     for so many tokens."""
     check_lengths(model.config, int(source.lengths.max(initial=0)), config.max_new_tokens)
     size = config.batch_size or 32
+    if config.precision == "int8":
+        raise ConfigError("precision = int8: transformers, which decodes this base, has it not")
     dtype = DTYPES[config.precision]
     device = model.device
     cast = partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -51,8 +51,8 @@ class DecodingConfig(SearchConfig):
     """torch = own decoder with caches; hf = transformers' generate (the reference); ctranslate2 =
     that library (extra "ct2"; CPU; greedy or beams)."""
     precision: DecodingPrecision = "fp32"
-    """fp32 = the exact outputs; bf16, fp16 (and int8 with ctranslate2) are faster and differ in a
-    few."""
+    """fp32 = the exact outputs; bf16, fp16 and int8 (on a CPU; not with hf) are faster and differ
+    in a few."""
     batch_size: int = 0
     """Reports decoded together by one process; 0 = what fits into cache_mib, at most 256."""
     cache_mib: int = 2048
@@ -63,8 +63,8 @@ class DecodingConfig(SearchConfig):
         super().__post_init__()
         check_least(0, self, "batch_size")
         check_least(1, self, "cache_mib")
-        if self.precision == "int8" and self.engine != "ctranslate2":
-            raise ConfigError("precision = int8 needs engine = ctranslate2")
+        if self.precision == "int8" and self.engine == "hf":
+            raise ConfigError("precision = int8 needs engine = torch or ctranslate2, not hf")
 
 
 class Output(NamedTuple):

@@ -1,42 +1,40 @@
 """From hidden states to tokens: logits of the whole vocabulary, or only the largest.
 
-The projection on 32,128 tokens is a quarter of decoding in fp32. Where the CPU multiplies bf16
-natively, `best` lets bf16 propose and fp32 decide: all logits in bf16, the highest few again in
-fp32. The result is that of fp32, proven row by row: the logit of a token that was not looked at is
-below
+The projection on 32,128 tokens is a quarter of decoding in fp32. On a CPU `best` lets 8 bits
+propose and fp32 decide: all logits in 8 bits (engine/int8.py), those that could be the largest
+again in fp32. The result is that of fp32, proven row by row: with h' and v' for h and v in 8 bits,
 
-    its bf16 logit + |h| |v| 2^-7      (h and v are rounded to 8 bits, so is their product)
+    |h v - h' v'|  <=  |h - h'| |v| + |h'| |v - v'|
 
-and if that could reach the best of the few, the row is computed in full.
+so a token whose proposed logit is further than that below another's cannot be the best. Tokens
+come in blocks of one bound, so that some long v do not widen it for all.
 
-R rows, D model width, V vocabulary, k tokens looked at again.
+R rows, D model width, V vocabulary, B blocks.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from report2impression.engine.frozen import Frozen
+from report2impression.engine.int8 import Int8, rounded
+from report2impression.engine.int8 import largest as largest_of_rows
 
-LOOKED_AT = 8
 BLOCKS = (256, 128, 64, 32)
-# h, v and the product are rounded to 8 significant bits: 3 x 2^-9, and the sums in between.
-ERROR = 2.0**-7
+MOST_BLOCKS = 16  # of a row that are looked at again; else fp32 decides alone
+SLACK = 1 + 2.0**-6  # for ties in the rounding of h
+ROUNDING = 2.0**-20  # of |h'| |v'|: whole numbers become fp32
 
 
 class Vocabulary:
-    """The projection (V, D) in its own dtype; `screened`: let bf16 propose."""
+    """The projection (V, D) in its own dtype; `screened`: let 8 bits propose."""
 
     def __init__(self, weight: Tensor, *, screened: bool = False) -> None:
         self.weight = weight
-        self.screened = screened and weight.dtype == torch.float32
-
-    @cached_property
-    def _rounded(self) -> tuple[Frozen, float]:
-        """The weight in bf16, and the length of its longest row."""
-        longest = torch.linalg.vector_norm(self.weight, dim=-1).max()
-        return Frozen(self.weight.bfloat16()), float(longest)
+        block = _block(len(weight), more_than=1)
+        self._screen = Screen.of(weight, block) if screened and block and Int8.works() else None
 
     @cached_property
     def _frozen(self) -> Frozen:
@@ -51,19 +49,16 @@ class Vocabulary:
     ) -> Tensor:
         """The token of the largest logit of each row (R,), the first one if there are several;
         rows where `forbidden` (R,) bool may not take any of `tokens` (E,)."""
-        if not self.screened:
+        if self._screen is None:
             return self._exact(hidden, forbidden, tokens)
-        rounded, longest = self._rounded
-        proposed = rounded(hidden.bfloat16())
-        forbid(proposed, forbidden, tokens)
-        top, found = largest(proposed, LOOKED_AT)
-        looked_at, order = found.sort(-1)  # the first of equals wins
-        exact = torch.bmm(self.weight[looked_at], hidden[:, :, None])[..., 0]  # (R, k)
-        exact.masked_fill_(top.gather(1, order).isinf(), float("-inf"))
-        best, place = exact.max(-1)
-        others = top[:, -1].float() + ERROR * longest * torch.linalg.vector_norm(hidden, dim=-1)
-        found = looked_at.gather(1, place[:, None])[:, 0]
-        doubtful = (others >= best).nonzero()[:, 0]
+        rows, near = self._screen(hidden, forbidden, tokens)
+        exact = (self.weight[near].float() * hidden[rows].float()).sum(-1)
+        highest = exact.new_full((len(hidden),), float("-inf"))
+        highest.scatter_reduce_(0, rows, exact, "amax")
+        none = len(self.weight)
+        found = near.new_full((len(hidden),), none)
+        found.scatter_reduce_(0, rows, near.masked_fill(exact < highest[rows], none), "amin")
+        doubtful = (found == none).nonzero()[:, 0]
         if len(doubtful):
             left_out = None if forbidden is None else forbidden[doubtful]
             found[doubtful] = self._exact(hidden[doubtful], left_out, tokens)
@@ -73,6 +68,49 @@ class Vocabulary:
         logits = self.logits(hidden)
         forbid(logits, forbidden, tokens)
         return first_largest(logits)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The projection in 8 bits, and how far off it may be."""
+
+    matrix: Int8
+    block: int
+    longest: Tensor  # (B,) |v|
+    error: Tensor  # (B,) |v - v'|
+
+    @classmethod
+    def of(cls, weight: Tensor, block: int) -> "Screen":
+        matrix = Int8(weight)
+        lengths = torch.linalg.vector_norm(weight.float(), dim=-1)
+        longest, error = (x.view(-1, block).amax(-1) for x in (lengths, matrix.error))
+        return cls(matrix, block, longest, error + ROUNDING * longest)
+
+    def __call__(
+        self, hidden: Tensor, forbidden: Tensor | None, tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs of a row and a token that could be its best: (n,), (n,). A row may have none: it
+        has too many, or is no number."""
+        hidden = hidden.float()
+        unit = hidden / largest_of_rows(hidden)  # the order of a row's tokens stays
+        proposed = self.matrix.of_unit(unit)
+        forbid(proposed, forbidden, tokens)
+        blocks = proposed.unflatten(1, (-1, self.block))
+        highest, bound = blocks.amax(-1), self._bound(unit)  # (R, B)
+        least = (highest - bound).amax(-1, keepdim=True)  # the best is not below
+        near = highest + bound >= least
+        near &= near.sum(-1, keepdim=True) <= MOST_BLOCKS
+        rows, where = near.nonzero(as_tuple=True)
+        at, inside = (blocks[rows, where] >= (least - bound)[rows, where, None]).nonzero(
+            as_tuple=True
+        )
+        return rows[at], where[at] * self.block + inside
+
+    def _bound(self, unit: Tensor) -> Tensor:
+        kept = rounded(unit)
+        lost = torch.linalg.vector_norm(unit - kept, dim=-1, keepdim=True)
+        left = torch.linalg.vector_norm(kept, dim=-1, keepdim=True)
+        return SLACK * (lost * self.longest + left * self.error)
 
 
 def forbid(logits: Tensor, rows: Tensor | None, tokens: Tensor | None) -> None:

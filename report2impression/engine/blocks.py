@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from report2impression.engine.adapter import Pairs, Step
 from report2impression.engine.attention import Grid, attention
 from report2impression.engine.frozen import Frozen, Reordered
+from report2impression.engine.int8 import Int8
 from report2impression.engine.ops import Norm, add_norm, grouped_linear
 
 
@@ -54,10 +55,11 @@ class Group:
 
 class MergedGroup:
     """The same for inference: the adapter is merged (in fp32, then cast) into a copy of the
-    weights. Not differentiable."""
+    weights; torch.int8 stands for products in 8 bits. Not differentiable."""
 
     def __init__(self, layers: Sequence[Any], dtype: torch.dtype) -> None:
-        self.matrix = Frozen(torch.cat([_merged_weight(layer) for layer in layers]).to(dtype))
+        weight = torch.cat([_merged_weight(layer) for layer in layers])
+        self.matrix = Int8(weight) if dtype == torch.int8 else Frozen(weight.to(dtype))
 
     def __call__(self, _: Step, x: Tensor) -> Tensor:
         """(N, D) -> (N, outputs of all layers side by side)."""
