@@ -300,7 +300,11 @@ def next_hidden(cache: Cache, ids: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """q (P, H, W, K), k and v (P, H, n, K), bias broadcast to (P, H, W, n) -> (P * W, H * K)."""
     n, heads, width, size = q.shape
-    scores = torch.bmm(q.reshape(n * heads, width, size), k.flatten(0, 1).transpose(1, 2))
+    q, keys = q.reshape(n * heads, width, size), k.flatten(0, 1)
+    if width == 1 and not k.is_contiguous():  # columns of a longer cache: a third faster so
+        scores = torch.bmm(keys, q.transpose(1, 2))
+    else:
+        scores = torch.bmm(q, keys.transpose(1, 2))
     scores = scores.view(n, heads, width, -1) + bias
     found = torch.bmm(scores.softmax(-1).flatten(0, 1), v.flatten(0, 1))
     return found.view(n, heads, width, size).transpose(1, 2).reshape(n * width, heads * size)
