@@ -22,6 +22,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "onednn_max_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "fbgemm_instructions": os.environ.get("FBGEMM_ENABLE_INSTRUCTIONS"),
         "native_bf16": cpu_multiplies_bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "preloaded": os.environ.get("LD_PRELOAD"),  # such as another allocator
