@@ -52,7 +52,7 @@ class ScoringConfig:
 def synthetic_inputs(n: int, seed: int) -> Inputs:
     """Reports, and two systems that lose some of the reference's words and stray now and then."""
     reports, draw = generate(n, seed), random.Random(seed)
-    references = [report.impressions for report in reports]
+    references = [report.impression for report in reports]
 
     def worse(text: str, share: float) -> str:
         kept = [word for word in text.split() if draw.random() > share]

@@ -50,8 +50,8 @@ def synthetic(n: int, seed: int) -> dict[str, dict[str, Any]]:
     """Figures of each field on n synthetic impressions of all groups."""
     tally = Tally()
     for report in generate(n, HELD_OUT + seed):
-        found = structure(report.impressions)
-        findings, advice = grammar.labels(report.group, report.impressions)
+        found = structure(report.impression)
+        findings, advice = grammar.labels(report.group, report.impression)
         judge_findings(tally, findings, [f for item in found.items for f in item.findings])
         judge_advice(tally, advice, [r for item in found.items for r in item.recommendations])
     return tally.figures(name for name in NAMES if name not in ("certainty", "interval"))

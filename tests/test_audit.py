@@ -360,7 +360,7 @@ def test_cleaning_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mon
     pairs["test"] = [replace(p, impression=p.prompt) for p in pairs["test"]]
     with pytest.raises(DataError, match="nothing of test"):
         run(tmp_path, pairs, clean=str(tmp_path / "new"))
-    monkeypatch.setattr("report2impression.audit.cleaning._line", lambda pair: 1 / 0)
+    monkeypatch.setattr("report2impression.audit.cleaning.json_line", lambda pair: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, clean_pairs(), clean=str(tmp_path / "new"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data", "full"]

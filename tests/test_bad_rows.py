@@ -37,8 +37,8 @@ from report2impression.audit.checks import prepare, run_checks
 from report2impression.program.config import save
 from report2impression.program.errors import DataError, UserError
 from report2impression.reading import rows as reading_rows
-from report2impression.reading.options import DataConfig
-from report2impression.reading.pairs import Pair, Split, read_split, stream_split
+from report2impression.reading.options import DataConfig, PairSource
+from report2impression.reading.pairs import Pair, Split, open_pairs, read_split
 from report2impression.reading.rows import ENDINGS
 from report2impression.runs.recipe import TrainConfig
 from tests.tiny import Tiny
@@ -564,8 +564,9 @@ def test_a_dictionary_of_one_long_text_is_not_unpacked_at_once(tmp_path: Path) -
     pq.write_table(table, tmp_path / "train.parquet", store_schema=False)  # read as plain text
     del text, table
     assert (tmp_path / "train.parquet").stat().st_size < 1_000_000
+    rows = open_pairs(PairSource(str(tmp_path)), "train")
     before = pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() for _ in stream_split(str(tmp_path), "train")]
+    held = [pa.total_allocated_bytes() for _ in rows.stream()]
     assert len(held) == 200 and max(held) - before < 150_000_000
 
 

@@ -254,7 +254,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
         "`recipes/publish.toml`",
         "`recipes/*.json`",
         "`bench/faults.py`",
-        "`report2impression.reading.pairs.stream_splits`",
+        "`report2impression.reading.pairs.read_splits`",
         "`report2impression.corpus`",
         "give `--on_bad_rows skip`",
         "[x](docs/nothing.md)",
@@ -273,7 +273,7 @@ def test_what_is_right_is_let_through() -> None:
 | `accelerate launch --config_file recipes/accelerate/one_gpu.yaml train_loop.py ...` | `plan.py` |
 `report2impression train --launch recipes/accelerate/cpu.yaml --cpu`, `recipes/X.toml`
 `python -m bench.train_speed --lora.r 8`, `report2impression compare RUN_A RUN_B --seed 1`
-`report2impression.reading.pairs.stream_split`, `python -m report2impression synthetic --seed 1`
+`report2impression.reading.pairs.read_split`, `python -m report2impression synthetic --seed 1`
 [the readme](README.md), [a heading](#train), [a site](https://example.org/x)
 """
     assert mistakes(text) == []

@@ -303,7 +303,7 @@ def real_impressions() -> list[str]:
 
 
 def records() -> list[dict[str, Any]]:
-    made = [record(r.impressions, r.prompt, id=r.id) for r in generate(30, 3)]
+    made = [record(r.impression, r.prompt, id=r.id) for r in generate(30, 3)]
     return [*made, *map(record, real_impressions()), *map(record, HOSTILE[1:])]
 
 

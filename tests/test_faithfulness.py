@@ -360,7 +360,7 @@ def test_reports_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def reports() -> list[Report]:
-    return [Report(r.prompt, r.impressions, r.group, True) for r in generate(120, seed=5)]
+    return [Report(r.prompt, r.impression, r.group, True) for r in generate(120, seed=5)]
 
 
 @pytest.mark.parametrize("kind", CHECK_OF)

@@ -80,7 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             vocab_size=400,
         )
     )
-    rows = [{"prompt": r.prompt, "impressions": r.impressions} for r in generate(N_TRAIN + 16)]
+    rows = [{"prompt": r.prompt, "impressions": r.impression} for r in generate(N_TRAIN + 16)]
     splits = {"train": rows[16:], "validation": rows[:8], "test": rows[8:16]}
     splits["train"].insert(3, {"prompt": "no acute disease", "impressions": " "})
     (tmp / "data").mkdir()

@@ -631,7 +631,7 @@ def test_interrupted_anywhere_it_leaves_nothing(
     for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
         for at in (1, 200, 400):
             with monkeypatch.context() as patch:
-                patch.setattr(pair_files, "_to_json", Mock(side_effect=[b"{}\n"] * at + [error]))
+                patch.setattr(pair_files, "json_line", Mock(side_effect=["{}\n"] * at + [error]))
                 with pytest.raises((KeyboardInterrupt, ConfigError)):
                     prepare(NotesConfig(str(notes), str(home / "out"), mode, workers=1))
             assert list(home.iterdir()) == []

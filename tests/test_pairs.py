@@ -399,8 +399,6 @@ def test_paths_that_are_neither_folder_nor_hub_id(
 def test_wrong_calls(tmp_path: Path) -> None:
     path = put(tmp_path, [GOOD])
     fails(ConfigError, str(tmp_path / "train.jsonl"), "not a folder")
-    fails(ConfigError, path, "--data.on_bad_row", on_bad_row="ignore")
-    fails(ConfigError, path, "train, validation, test", split="../train")
     fails(ConfigError, path, "--data.target_column", source_column="a", target_column="a")
 
 

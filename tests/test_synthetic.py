@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from report2impression.corpora import synthetic
-from report2impression.corpora.synthetic import Report, generate, studies, write_splits
+from report2impression.corpora.synthetic import generate, studies, write_splits
 from report2impression.program.errors import ConfigError
+from report2impression.reading.pairs import Pair
 
 N_REPORTS = 5000
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ ITEM = re.compile(r"(?<!\S)(\d+) (?!mm\b|cm\b|x\b)")
 
 
 @pytest.fixture(scope="module")
-def reports() -> list[Report]:
+def reports() -> list[Pair]:
     return generate(N_REPORTS, seed=0)
 
 
@@ -57,7 +58,7 @@ def _slots(text: str) -> set[str]:
     }
 
 
-def test_pairs_are_distinct(reports: list[Report]) -> None:
+def test_pairs_are_distinct(reports: list[Pair]) -> None:
     assert len({report.prompt for report in reports}) == N_REPORTS
     assert [report.id for report in reports[:2]] == ["synthetic-000000", "synthetic-000001"]
     assert len({report.id for report in reports}) == N_REPORTS
@@ -80,7 +81,7 @@ def test_the_reports_of_a_seed_never_change() -> None:
     """Holds on every Python: a change of the grammar or engine must change this line too."""
     first = generate(1, seed=0)[0]
     assert first.group == "xr chest"
-    assert first.impressions == (
+    assert first.impression == (
         "1 new left pneumothorax measuring 21 mm 2 new endotracheal tube 15 mm above the carina "
         "3 unchanged right upper lobe pneumonia"
     )
@@ -112,7 +113,7 @@ def test_command_line_writes_the_same_bytes_whatever_the_hash_seed(tmp_path: Pat
     assert written[0] == written[1]
 
 
-def test_every_group_is_present_and_matches_its_text(reports: list[Report]) -> None:
+def test_every_group_is_present_and_matches_its_text(reports: list[Pair]) -> None:
     assert {report.group for report in reports} == GROUPS
     for report in reports:
         modality, anatomy = report.group.split()
@@ -121,32 +122,32 @@ def test_every_group_is_present_and_matches_its_text(reports: list[Report]) -> N
         assert anatomy.replace("-", " and ") in opening, report
 
 
-def test_style_is_lower_case_without_punctuation(reports: list[Report]) -> None:
+def test_style_is_lower_case_without_punctuation(reports: list[Pair]) -> None:
     for report in reports:
-        for text in (report.prompt, report.impressions):
+        for text in (report.prompt, report.impression):
             assert re.fullmatch(r"[a-z0-9_-]+( [a-z0-9_-]+)*", text), report
             assert all(word == "____" for word in text.split() if "_" in word), report
     assert any("____" in report.prompt for report in reports)
 
 
-def test_items_are_numbered_from_one_where_there_are_several(reports: list[Report]) -> None:
+def test_items_are_numbered_from_one_where_there_are_several(reports: list[Pair]) -> None:
     for report in reports:
-        numbers = [int(number) for number in ITEM.findall(report.impressions)]
+        numbers = [int(number) for number in ITEM.findall(report.impression)]
         assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) != 1, report
-    assert max(len(ITEM.findall(report.impressions)) for report in reports) >= 4
+    assert max(len(ITEM.findall(report.impression)) for report in reports) >= 4
 
 
 def test_every_length_side_and_level_of_the_impression_stands_in_the_findings(
-    reports: list[Report],
+    reports: list[Pair],
 ) -> None:
     level = re.compile(r"\b[cls]\d(?:-[cls]\d)?\b")
     for report in reports:
         # "12 x 9 mm" tells the length "12 mm" too.
         prompt = re.sub(r"(\d+) x \d+ (mm|cm)", r"\1 \2", report.prompt)
-        assert set(LENGTH.findall(report.impressions)) <= set(LENGTH.findall(prompt)), report
-        assert set(level.findall(report.impressions)) <= set(level.findall(prompt)), report
+        assert set(LENGTH.findall(report.impression)) <= set(LENGTH.findall(prompt)), report
+        assert set(level.findall(report.impression)) <= set(level.findall(prompt)), report
         for side in ("left", "right"):
-            assert side not in report.impressions.split() or side in prompt.split(), report
+            assert side not in report.impression.split() or side in prompt.split(), report
 
 
 def test_every_phrasing_tells_all_that_its_impression_phrase_needs() -> None:
@@ -174,14 +175,14 @@ def test_impression_orders_major_negative_minor_and_drops_trivia() -> None:
 
 def test_a_told_finding_silences_its_normal_statement() -> None:
     reports = [report for report in generate(400, seed=5) if report.group == "xr chest"]
-    effusions = [report for report in reports if "pleural effusion" in report.impressions]
+    effusions = [report for report in reports if "pleural effusion" in report.impression]
     assert effusions
     for report in effusions:
         assert "there is no pleural effusion" not in report.prompt
         assert "the costophrenic angles are sharp" not in report.prompt
 
 
-def test_change_of_size_agrees_with_the_lengths(reports: list[Report]) -> None:
+def test_change_of_size_agrees_with_the_lengths(reports: list[Pair]) -> None:
     unit_mm = {"mm": 1, "cm": 10}
     told = re.compile(
         r"(\d+) (?:x \d+ )?(mm|cm)(?: \D{0,80})? (increased|decreased) from (\d+) (..)"
@@ -194,16 +195,16 @@ def test_change_of_size_agrees_with_the_lengths(reports: list[Report]) -> None:
         assert grown if change == "increased" else shrunk, (now, unit, change, before, unit_before)
 
 
-def test_no_constant_answer_is_common(reports: list[Report]) -> None:
-    counts = Counter(report.impressions for report in reports)
+def test_no_constant_answer_is_common(reports: list[Pair]) -> None:
+    counts = Counter(report.impression for report in reports)
     assert counts.most_common(1)[0][1] < 0.1 * N_REPORTS
     normal = sum(counts[study.normal] for study in studies()) / N_REPORTS
     assert 0.15 < normal < 0.20
 
 
-def test_lengths_and_vocabulary_are_those_of_reports(reports: list[Report]) -> None:
+def test_lengths_and_vocabulary_are_those_of_reports(reports: list[Pair]) -> None:
     prompts = [report.prompt for report in reports]
-    impressions = [report.impressions for report in reports]
+    impressions = [report.impression for report in reports]
     assert 40 <= _mean_words(prompts) <= 100
     assert 8 <= _mean_words(impressions) <= 30
     assert max(len(prompt.split()) for prompt in prompts) <= 160

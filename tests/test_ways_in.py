@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import eval as evaluation
 import train_loop
 from report2impression.audit.audit import AuditSource, read_splits
-from report2impression.corpora.pair_files import Pair as BuiltPair
 from report2impression.corpora.pair_files import PublishedSplit
 from report2impression.corpora.radsum23 import tables
 from report2impression.program.config import load, parse, save
@@ -32,7 +31,6 @@ from report2impression.reading.pairs import (
     has_split,
     open_pairs,
     read_split,
-    stream_split,
 )
 from report2impression.reading.sources import mix, read_pairs
 from report2impression.runs.evaluation import EvalData, as_trained
@@ -173,7 +171,7 @@ def test_what_the_builder_of_the_published_split_writes_is_read(tmp_path: Path) 
     split = PublishedSplit(tmp_path, "plain")
     group = tables().split_groups[0]
     for number in range(40):
-        built = BuiltPair(str(number), f"lung {number}", f"clear {number}", group, "")
+        built = Pair(str(number), f"lung {number}", f"clear {number}", group, "")
         assert not split.add(built)
     split.finish()
     for name, n_pairs in (("train", 32), ("validation", 4), ("test", 4)):
@@ -278,11 +276,11 @@ def test_a_stream_is_lazy_and_gives_what_a_list_gives(tmp_path: Path) -> None:
     rows = [{"prompt": "a" * (i % 3), "impressions": str(i)} for i in range(30)]
     put(tmp_path / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + "\n" * 5)
     split = read_split(str(tmp_path), "train", on_bad_row="skip")
-    items = list(stream_split(str(tmp_path), "train", on_bad_row="skip"))
+    found = open_pairs(PairSource(str(tmp_path)), "train", on_bad_row="skip")
+    items = list(found.stream())
     assert [i for i in items if isinstance(i, Pair)] == split.pairs and len(split.pairs) == 20
     assert [i for i in items if isinstance(i, BadRow)] == split.skipped
-    found = open_pairs(PairSource(str(tmp_path)), "train", on_bad_row="skip")
-    assert list(found.stream()) == list(found.stream()) == items
+    assert list(found.stream()) == items
 
 
 def test_a_strict_stream_counts_all_bad_rows_and_gives_no_row_behind_the_first(
@@ -292,13 +290,11 @@ def test_a_strict_stream_counts_all_bad_rows_and_gives_no_row_behind_the_first(
     put(tmp_path / "train.jsonl", "\n".join(rows))
     given_out = []
     with pytest.raises(DataError, match="train.jsonl line 2.*2 bad rows in all"):
-        for item in stream_split(str(tmp_path), "train"):
+        for item in open_pairs(PairSource(str(tmp_path)), "train").stream():
             given_out.append(item)
     assert given_out == [Pair("train-0", "a", "b")]
-    with pytest.raises(ConfigError):  # at the call, not at the first row
-        stream_split(str(tmp_path), "elsewhere")
-    with pytest.raises(DataError):
-        stream_split(str(tmp_path), "test")
+    with pytest.raises(DataError):  # at the call, not at the first row
+        open_pairs(PairSource(str(tmp_path)), "test")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "csv", "tok"])
@@ -316,7 +312,7 @@ def test_a_stream_needs_no_more_memory_for_more_rows(tmp_path: Path, ending: str
         put(tmp_path / f"train.{ending}", gzip.compress(data, 1) if "gz" in ending else data)
     assert len(data) > 7_000_000
     tracemalloc.start()
-    assert sum(1 for _ in stream_split(str(tmp_path), "train")) == n_rows
+    assert sum(1 for _ in open_pairs(PairSource(str(tmp_path)), "train").stream()) == n_rows
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 700_000

@@ -49,7 +49,7 @@ def write_pairs(folder: Path, n: int, joined: int) -> float:
         parts = reports[index * joined : (index + 1) * joined]
         row = {
             "prompt": " ".join(part.prompt for part in parts),
-            "impressions": " ".join(part.impressions for part in parts),
+            "impressions": " ".join(part.impression for part in parts),
         }
         if rows and index % 10 < 2:
             row = dict(rng.choice(rows))

@@ -63,7 +63,7 @@ def load(config: FaithfulnessConfig) -> tuple[str, list[Report]]:
     """Name of the corpus and its reports."""
     if not config.data.path:
         made = generate(max(1000, config.n), HELD_OUT + config.seed)
-        return "synthetic", [Report(r.prompt, r.impressions, r.group, True) for r in made]
+        return "synthetic", [Report(r.prompt, r.impression, r.group, True) for r in made]
     pairs = read_split(config.data.path, "test").pairs
     return Path(config.data.path).name, [
         Report(p.prompt, p.impression, p.group, False) for p in pairs

@@ -6,7 +6,6 @@ the test split stay comparable. The folder gets {train,validation,test}.jsonl an
 """
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from report2impression.program.errors import ConfigError, DataError
 from report2impression.program.files import new_folder
 from report2impression.program.privacy import for_spreadsheet
 from report2impression.reading.licence import Mark, write_mark
-from report2impression.reading.pairs import Pair, Split
+from report2impression.reading.pairs import Split, json_line
 
 REMOVABLE = (
     *("same_text", "repeated_pair", "shared_input", "shared_patient", "near_shared", "contained"),
@@ -75,7 +74,7 @@ def write_clean(
                 log.writerows(lines)
                 kept = [p for p, w in zip(split.pairs, why[split.name], strict=True) if not w]
                 with (folder / f"{split.name}.jsonl").open("w", encoding="utf-8") as pairs:
-                    pairs.writelines(map(_line, kept))
+                    pairs.writelines(map(json_line, kept))
             write_mark(folder, mark)
             for written in folder.iterdir():
                 written.chmod(0o600)
@@ -96,9 +95,3 @@ def _removed(split: Split, why: Sequence[str]) -> list[tuple[str, int, str, str]
         if reason
     ]
     return sorted(lines)
-
-
-def _line(pair: Pair) -> str:
-    content = {"id": pair.id, "prompt": pair.prompt, "impressions": pair.impression}
-    content |= {name: mark for name in ("group", "patient") if (mark := getattr(pair, name))}
-    return json.dumps(content, ensure_ascii=False) + "\n"

@@ -32,8 +32,6 @@ from tqdm import tqdm
 from report2impression.corpora.notes_csv import Layout, NotesFile, unquote
 from report2impression.corpora.pair_files import (
     LAST_LINE,
-    SPLITS,
-    Pair,
     PatientSplit,
     PublishedSplit,
     TokFile,
@@ -46,6 +44,7 @@ from report2impression.program.files import new_folder
 from report2impression.program.privacy import for_spreadsheet
 from report2impression.program.terminal import print_table
 from report2impression.reading.licence import MIMIC_III, write_mark
+from report2impression.reading.pairs import SPLITS, Pair
 
 COLUMNS = ("ROW_ID", "SUBJECT_ID", "CATEGORY", "DESCRIPTION", "ISERROR", "TEXT")
 IS_ERROR, NO_PATIENT = "marked as an error (ISERROR)", "no patient (SUBJECT_ID)"

@@ -12,14 +12,14 @@ import json
 import shutil
 from array import array
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import IO, Literal
 
 from report2impression.corpora.radsum23 import Style, restyle, tables
+from report2impression.reading.pairs import SPLITS, Pair, json_line
 
-SPLITS = ("train", "validation", "test")
 TOK_NAMES = {"train": "train", "validation": "validate", "test": "test"}
 TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1  # the rest is for testing
 DUPLICATE = "duplicate of an earlier pair"
@@ -27,19 +27,6 @@ LAST_LINE = "empty impression at the end of its group"
 NOT_A_TEST_PATIENT = "test-only group, but the patient is not in the test split"
 
 UnseenGroups = Literal["test", "split"]
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A line of {train,validation,test}.jsonl."""
-
-    id: str
-    prompt: str
-    impressions: str
-    group: str
-    patient: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class _JsonFiles:
         self.counts: Counter[tuple[str, str]] = Counter()  # (group, split) -> pairs
 
     def write(self, split: str, pair: Pair) -> None:
-        self._files[split].write(_to_json(pair))
+        self._files[split].write(json_line(pair).encode())
         self.counts[pair.group, split] += 1
 
     def close(self) -> None:
@@ -94,10 +81,10 @@ class PublishedSplit:
         return [group for group in tables().split_groups if self._is_last_empty.get(group)]
 
     def add(self, pair: Pair) -> str:
-        self._is_last_empty[pair.group] = not pair.impressions
+        self._is_last_empty[pair.group] = not pair.impression
         file = self._kept[pair.group]
         self._offsets[pair.group].append(file.tell())
-        file.write(_to_json(pair))
+        file.write(json_line(pair).encode())
         return ""
 
     def finish(self) -> list[TokFile]:
@@ -129,16 +116,16 @@ class PublishedSplit:
             toks = [stack.enter_context((self._folder / group / n).open("wb")) for n in names]
             for number in order:
                 kept.seek(offsets[number])
-                pair = Pair(**json.loads(kept.readline()))
-                for text, tok, md5 in zip((pair.prompt, pair.impressions), toks, sums, strict=True):
+                row = json.loads(kept.readline())
+                texts = row["prompt"], row["impressions"]
+                pair = Pair(row["id"], *texts, group, row.get("patient", ""))
+                for text, tok, md5 in zip(texts, toks, sums, strict=True):
                     line = separator + text.strip().encode()
                     tok.write(line)
                     md5.update(line)
                 separator = b"\n"  # between the lines only
-                prompt = restyle(pair.prompt, self._style)
-                impressions = restyle(pair.impressions, self._style)
-                styled = Pair(pair.id, prompt, impressions, pair.group, pair.patient)
-                self._json.write(split, styled)
+                prompt, impression = (restyle(text, self._style) for text in texts)
+                self._json.write(split, replace(pair, prompt=prompt, impression=impression))
         published = tables().md5
         keys = [f"{group}_{name.removesuffix('.tok').replace('.', '_')}" for name in names]
         return [
@@ -170,7 +157,7 @@ class PatientSplit:
         split = split_of(pair.patient)
         if pair.group in self._test_only and split != "test":
             return NOT_A_TEST_PATIENT
-        texts = f"{pair.prompt}\n{pair.impressions}".encode()  # the texts hold no newline
+        texts = f"{pair.prompt}\n{pair.impression}".encode()  # the texts hold no newline
         digest = hashlib.blake2b(texts, digest_size=16).digest()
         if digest in self._seen:
             return DUPLICATE
@@ -194,16 +181,9 @@ def split_of(patient: str) -> str:
 
 def _implausible(pair: Pair) -> str:
     """The filters of Trienes et al. (INLG 2023) on findings and impression, counted in words."""
-    n_findings, n_impression = len(pair.prompt.split()), len(pair.impressions.split())
+    n_findings, n_impression = len(pair.prompt.split()), len(pair.impression.split())
     if n_findings < 10:
         return "implausible: findings under 10 words"
     if n_impression < 2:
         return "implausible: impression under 2 words"
     return "implausible: findings not longer" if n_findings <= n_impression else ""
-
-
-def _to_json(pair: Pair) -> bytes:
-    line = {
-        name: getattr(pair, name) for name in Pair.__slots__
-    }  # `asdict` takes ten times as long
-    return _ENCODER.encode(line).encode() + b"\n"

@@ -14,11 +14,10 @@ the same side, size and change.
 """
 
 import functools
-import json
 import random
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +26,7 @@ from jsonargparse import auto_cli
 
 from report2impression.program.errors import ConfigError, exits_cleanly
 from report2impression.program.files import write_file
+from report2impression.reading.pairs import Pair, json_line
 
 T = TypeVar("T")
 
@@ -87,16 +87,6 @@ class Study:
     statements: dict[str, tuple[str, ...]] = field(default_factory=dict)
     negatives: dict[str, str] = field(default_factory=dict)
     rows: list[Finding] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Report:
-    """One pair: findings (`prompt`) and impression, with the modality and anatomy (`group`)."""
-
-    id: str
-    prompt: str
-    impressions: str
-    group: str
 
 
 def _finding(head: Sequence[str], texts: tuple[str, ...], phrase: str) -> Finding:
@@ -208,16 +198,16 @@ def _report(rng: random.Random) -> tuple[str, str, str]:
     return " ".join([opening, *sentences]), impression, study.group
 
 
-def generate(n: int, seed: int = 0, without: Collection[str] = ()) -> list[Report]:
+def generate(n: int, seed: int = 0, without: Collection[str] = ()) -> list[Pair]:
     """The first `n` reports of `seed`, no prompt twice and none of those in `without`; same seed,
     same reports on any machine."""
     rng = random.Random(seed)
-    reports: dict[str, Report] = {}
+    reports: dict[str, Pair] = {}
     while len(reports) < n:
         prompt, impression, group = _report(rng)
         if prompt not in reports and prompt not in without:
             name = f"synthetic-{len(reports):06d}"
-            reports[prompt] = Report(name, prompt, impression, group)
+            reports[prompt] = Pair(name, prompt, impression, group)
     return list(reports.values())
 
 
@@ -253,8 +243,8 @@ def write_splits(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for split, size in sizes.items():
-            lines = (json.dumps(asdict(report)) + "\n" for report in islice(reports, size))
-            write_file(folder / f"{split}.jsonl", "".join(lines).encode())
+            lines = "".join(map(json_line, islice(reports, size)))
+            write_file(folder / f"{split}.jsonl", lines.encode())
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(

@@ -2,7 +2,7 @@
 
     split = read_split("data/iu_xray", "train")            # the files of reading.split_files
     split = read_split("owner/name", "validation")         # a data set on the hub
-    for item in stream_split("data/large", "train"): ...   # Pair | BadRow, in constant memory
+    for item in open_pairs(source, "train").stream(): ...  # Pair | BadRow, in constant memory
 
 A row is bad if it cannot be read or if a cell that we need is not clean text. Bad rows stop the
 reading ("error") or are left out and listed in `Split.skipped` ("skip"); "auto" is "error" for
@@ -11,6 +11,7 @@ report text: of a foreign exception they name only the class, as its text may qu
 host.
 """
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ SPLITS = ("train", "validation", "test")
 KNOWN_COLUMNS = (("prompt", "impressions"), ("findings", "impression"), ("text", "summary"))
 MARKS = ("id", "group", "patient")
 MANY = 1000  # names of columns; beyond them nobody looks
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # `json.dumps` makes one for every line
 _C0 = bytes(code for code in range(128) if CONTROLS.match(chr(code)))
 
 
@@ -40,6 +42,13 @@ class Pair:
     impression: str
     group: str = ""
     patient: str = ""
+
+
+def json_line(pair: Pair) -> str:
+    """Its line in a .jsonl file; a group or patient that is not known is left out."""
+    row = {"id": pair.id, "prompt": pair.prompt, "impressions": pair.impression}
+    row |= {name: mark for name in ("group", "patient") if (mark := getattr(pair, name))}
+    return _ENCODER.encode(row) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +117,19 @@ class PairTable:
 
     def read(self) -> Split:
         """All rows as lists."""
-        pairs: list[Pair] = []
-        skipped: list[BadRow] = []
-        for item in self.stream():
-            if isinstance(item, Pair):
-                pairs.append(item)
-            else:
-                skipped.append(item)
-        return Split(self.split, pairs, len(pairs) + len(skipped), skipped)
+        return split_of(self.split, self.stream())
+
+
+def split_of(name: str, rows: Iterable[Pair | BadRow]) -> Split:
+    """The rows as lists."""
+    pairs: list[Pair] = []
+    skipped: list[BadRow] = []
+    for row in rows:
+        if isinstance(row, Pair):
+            pairs.append(row)
+        else:
+            skipped.append(row)
+    return Split(name, pairs, len(pairs) + len(skipped), skipped)
 
 
 def open_pairs(source: PairSource, split: str, *, on_bad_row: str = "auto") -> PairTable:
@@ -125,7 +139,10 @@ def open_pairs(source: PairSource, split: str, *, on_bad_row: str = "auto") -> P
     data, or none of the columns.
     """
     path = source.path or ""
-    _check_call(source, split, on_bad_row)
+    if (name := source.source_column) is not None and name == source.target_column:
+        raise ConfigError(
+            f"--data.source_column and --data.target_column are both {name!r}; name two columns"
+        )
     folder = os.path.expanduser(path)
     is_local = os.path.isdir(folder)  # asked before Path("") becomes "."
     if is_local:
@@ -137,20 +154,9 @@ def open_pairs(source: PairSource, split: str, *, on_bad_row: str = "auto") -> P
     return PairTable(split, path, table, _find_columns(table, source), stops)
 
 
-def stream_split(
-    path: str, split: str, *, on_bad_row: str = "auto", **names: str | None
-) -> Iterator[Pair | BadRow]:
-    """The rows of one split in the order of the data, read once in constant memory.
-
-    `names` are revision and columns of a PairSource; errors are those of `open_pairs`. A DataError
-    for bad rows that are not to be skipped, or for a split without a good row, comes when all rows
-    have been seen.
-    """
-    return open_pairs(PairSource(path, **names), split, on_bad_row=on_bad_row).stream()
-
-
 def read_split(path: str, split: str, *, on_bad_row: str = "auto", **names: str | None) -> Split:
-    """The clean pairs of one split as a list (arguments and errors as `stream_split`)."""
+    """The clean pairs of one split as a list; `names` are revision and columns of a PairSource.
+    Errors as `open_pairs`, and a DataError for bad rows that are not to be skipped."""
     return open_pairs(PairSource(path, **names), split, on_bad_row=on_bad_row).read()
 
 
@@ -173,35 +179,16 @@ def _refuse(first: BadRow, n_bad: int, path: str, notes: Sequence[str], *, can_s
     )
 
 
-def _check_call(source: PairSource, split: str, on_bad_row: str) -> None:
-    if split not in SPLITS:
-        raise ConfigError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    if on_bad_row not in ("auto", "error", "skip"):
-        raise ConfigError(f"--data.on_bad_row {on_bad_row!r} is not one of auto, error, skip")
-    if (name := source.source_column) is not None and name == source.target_column:
-        raise ConfigError(
-            f"--data.source_column and --data.target_column are both {name!r}; name two columns"
-        )
-
-
 def _check_hub_id(path: str) -> None:
     """Refuse what is no `owner/name`: a bare word would name a loader of `datasets`, as "csv"."""
     if not path:
         raise ConfigError("--data.path is missing: the folder of the pairs, or a hub id")
-    if _is_there(os.path.expanduser(path)):
+    if os.path.lexists(os.path.expanduser(path)):  # also a link that leads nowhere
         raise ConfigError(f"--data.path {path} is not a folder; name the folder that holds it")
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", path, re.ASCII):
         raise ConfigError(
             f"--data.path {path!r} is neither an existing folder nor a hub id `owner/name`"
         )
-
-
-def _is_there(path: str) -> bool:
-    """Also a link that leads nowhere or round in a circle."""
-    try:
-        return os.path.lexists(path)
-    except ValueError:  # a NUL in the name
-        return False
 
 
 def without_last_blanks(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:

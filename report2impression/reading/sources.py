@@ -18,7 +18,7 @@ from functools import partial
 from report2impression.program.errors import ConfigError
 from report2impression.program.privacy import for_terminal
 from report2impression.reading.options import SourceConfig
-from report2impression.reading.pairs import BadRow, Pair, PairTable, Split, open_pairs
+from report2impression.reading.pairs import BadRow, Pair, PairTable, Split, open_pairs, split_of
 
 
 def open_source(config: SourceConfig, split: str) -> PairTable:
@@ -52,29 +52,11 @@ def tell_skipped(split: str, n_rows: int, skipped: Sequence[BadRow], n_skipped: 
 
 
 def mix(splits: Sequence[Split], weights: Sequence[float], seed: int) -> Split:
-    """All sources behind one another; `2:x7` is pair x7 of the second, `2:x7#2` its second copy.
-
-    ConfigError: a weight leaves nothing of its source.
-    """
-    pairs: list[Pair] = []
-    skipped: list[BadRow] = []
-    for number, (split, weight) in enumerate(zip(splits, weights, strict=True), start=1):
-        chosen = _weighted(split.pairs, weight, random.Random(f"{seed} {number}"))
-        if not chosen:
-            raise _nothing_left(weight, number, len(split.pairs))
-        pairs += [replace(pair, id=f"{number}:{pair.id}") for pair in chosen]
-        skipped += [replace(bad, where=f"{bad.where} of source {number}") for bad in split.skipped]
-    return Split(splits[0].name, pairs, sum(split.n_rows for split in splits), skipped)
-
-
-def _weighted(pairs: Sequence[Pair], weight: float, draw: random.Random) -> list[Pair]:
-    n_whole = int(weight)
-    n_drawn = round((weight - n_whole) * len(pairs))
-    copies = [replace(p, id=f"{p.id}#{n}") for n in range(2, n_whole + 1) for p in pairs]
-    drawn = [pairs[i] for i in sorted(draw.sample(range(len(pairs)), n_drawn))]
-    if n_whole:
-        drawn = [replace(p, id=f"{p.id}#{n_whole + 1}") for p in drawn]
-    return [*(pairs if n_whole else []), *copies, *drawn]
+    """As `stream_mix`, of splits in memory."""
+    rows: list[list[Pair | BadRow]] = [[*split.pairs, *split.skipped] for split in splits]
+    streams = [partial(iter, own) for own in rows]
+    n_rows = sum(split.n_rows for split in splits)
+    return replace(split_of(splits[0].name, stream_mix(streams, weights, seed)), n_rows=n_rows)
 
 
 def _nothing_left(weight: float, number: int, n_pairs: int) -> ConfigError:
@@ -87,8 +69,11 @@ def _nothing_left(weight: float, number: int, n_pairs: int) -> ConfigError:
 def stream_mix(
     streams: Sequence[Callable[[], Iterable[Pair | BadRow]]], weights: Sequence[float], seed: int
 ) -> Iterator[Pair | BadRow]:
-    """As `mix`, from streams: each is read once per copy, and only the numbers of drawn pairs are
-    held in memory."""
+    """All sources behind one another; `2:x7` is pair x7 of the second, `2:x7#2` its second copy.
+    Each is read once per copy, and only the numbers of drawn pairs are held in memory.
+
+    ConfigError: a weight leaves nothing of its source.
+    """
     for number, (stream, weight) in enumerate(zip(streams, weights, strict=True), start=1):
         for row in _stream_weighted(stream, weight, random.Random(f"{seed} {number}"), number):
             if isinstance(row, Pair):

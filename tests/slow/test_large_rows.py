@@ -19,10 +19,12 @@ TEXT = "the lung is clear " * 2_800_000  # 50 MB
 READ = """
 import resource, sys
 import pyarrow.parquet
-from report2impression.reading.pairs import BadRow, stream_split
+from report2impression.reading.options import PairSource
+from report2impression.reading.pairs import BadRow, open_pairs
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-rows = [isinstance(row, BadRow) for row in stream_split(sys.argv[1], "train", on_bad_row="skip")]
+rows = open_pairs(PairSource(sys.argv[1]), "train", on_bad_row="skip").stream()
+rows = [isinstance(row, BadRow) for row in rows]
 print(len(rows), sum(rows), peak() - before)
 """
 

@@ -50,7 +50,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, in
         (hostile / f"{name}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     with synthetic.open("w") as lines:
         for pair in generate(N, 5):
-            text = f"FINDINGS: {pair.prompt}\nIMPRESSION: {pair.impressions}"
+            text = f"FINDINGS: {pair.prompt}\nIMPRESSION: {pair.impression}"
             lines.write(json.dumps({"id": pair.id, "report": text}) + "\n")
     found = {"synthetic": (synthetic, N), "hostile": (hostile, len(FILES))}
     return found | ({"notes": (NOTES, 120)} if NOTES.is_dir() else {})
