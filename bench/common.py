@@ -79,7 +79,7 @@ def fresh_model(config: BenchConfig, attention: str = "sdpa") -> T5Model:
 def evenly(batches: Sequence[IntArray], dataset: ExtractDataset, n: int) -> list[IntArray]:
     """n batches that stand for all: sorted by cost, the middle of each of n equal parts."""
     lengths = dataset.source_lengths, dataset.target_lengths
-    costs = [padded_cost(*(side[batch] for side in lengths)) for batch in batches]
+    costs = [padded_cost(len(b), *(side[b].max() for side in lengths)) for b in batches]
     order = np.argsort(costs, kind="stable")
     middles = (np.arange(n) + 0.5) * len(batches) / n
     return [batches[i] for i in order[middles.astype(int)]]

@@ -406,7 +406,7 @@ def test_records_hold_no_text(inputs: Inputs, tmp_path: Path) -> None:
 def test_runs_are_compared_on_their_common_reports(inputs: Inputs, tmp_path: Path) -> None:
     a = written(tmp_path / "a.jsonl", inputs, ("base", "lora"), slice(0, 40))
     b = written(tmp_path / "b.jsonl", inputs, ("base", "lora"), slice(10, 60))
-    found = compare_runs(a, b, system="lora", other="base", **QUICK)
+    found = compare_runs(a, replace(b, systems={"lora": b.of("base")}), **QUICK)
     assert (found["n"], found["only_a"], found["only_b"]) == (30, 10, 20)
     common = slice(10, 40)
     one, other = (

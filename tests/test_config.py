@@ -302,12 +302,6 @@ def field_docs() -> dict[str, str]:
     return docs
 
 
-def test_prog_names_the_command(capsys):
-    with pytest.raises(SystemExit):
-        config.parse(Train, ["-h"], prog="train.py")
-    assert capsys.readouterr().out.startswith("usage: train.py ")
-
-
 def test_print_config_is_a_recipe(capsys, recipe):
     flags = [*OUT, "--epochs", "5", "--clip", "null"]
     with pytest.raises(SystemExit) as caught:

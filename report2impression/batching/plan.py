@@ -145,18 +145,14 @@ def _longest_first(
     shows in seconds."""
     starts = np.arange(0, len(epoch), size)
     longest = (np.maximum.reduceat(lengths[epoch], starts) for lengths in (source, target))
-    first = int(np.argmax(_cost(np.diff(starts, append=len(epoch)), *longest)))
+    first = int(np.argmax(padded_cost(np.diff(starts, append=len(epoch)), *longest)))
     rest = draw.permutation(len(starts))
     return np.concatenate([[first], rest[rest != first]])
 
 
-def padded_cost(source: IntArray, target: IntArray) -> float:
-    """Tokens of a padded batch, a target token weighted as DECODER_COST source tokens."""
-    return float(_cost(len(source), source.max(), target.max()))
-
-
-def _cost(n: Any, source: Any, target: Any) -> Any:
-    """Of one batch of n examples with these longest lengths, or of many: arrays."""
+def padded_cost(n: Any, source: Any, target: Any) -> Any:
+    """Of one batch of n examples with these longest lengths, or of many (arrays): tokens, a target
+    token weighted as DECODER_COST source tokens."""
     return n * (source + DECODER_COST * target)
 
 
@@ -214,9 +210,3 @@ def _chunks(indices: IntArray, size: int) -> Iterable[IntArray]:
 def n_steps(n_examples: int, global_batch_size: int) -> int:
     """Optimizer updates in an epoch; the last one may hold fewer examples."""
     return -(-n_examples // global_batch_size)
-
-
-def padding_share(batches: Sequence[IntArray], lengths: IntArray) -> float:
-    """Share of padding among the tokens of dynamically padded batches, in [0, 1)."""
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    return 1.0 - sum(int(lengths[batch].sum()) for batch in batches) / padded

@@ -32,13 +32,7 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 jsonargparse.set_dumper("toml", lambda table: tomli_w.dumps(_nulls(table)))
 
 
-def parse(
-    cls: type[T],
-    argv: Sequence[str] | None = None,
-    *,
-    description: str = "",
-    prog: str | None = None,
-) -> T:
+def parse(cls: type[T], argv: Sequence[str] | None = None, *, description: str = "") -> T:
     """Build `cls` from the command line (default: `sys.argv[1:]`), or raise ConfigError.
 
     The message of a ValueError from a `__post_init__` is kept as it is.
@@ -46,7 +40,6 @@ def parse(
     known = _fields(cls)
     recipes, flags = _split(sys.argv[1:] if argv is None else argv, known)
     parser = jsonargparse.ArgumentParser(
-        prog=prog,
         description=description or None,
         exit_on_error=False,
         parser_mode="toml",

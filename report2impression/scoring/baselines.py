@@ -33,7 +33,7 @@ def outputs(
 ) -> dict[str, list[str]]:
     """All baselines by name, those that need training pairs (findings, impression) if there are
     any."""
-    made = {"copy": copy(prompts)}
+    made = {"copy": list(prompts)}
     if train:
         impressions = [impression for _, impression in train]
         made["lead"] = lead(prompts, lead_length(impressions))
@@ -58,11 +58,6 @@ def explained(train: Sequence[tuple[str, str]] | None) -> dict[str, str]:
     return {name: told[name] for name in BASELINES if name in told}
 
 
-def copy(prompts: Iterable[str]) -> list[str]:
-    """The findings themselves, unchanged."""
-    return list(prompts)
-
-
 def lead_length(train_impressions: Iterable[str]) -> int:
     """The median number of words of the training impressions, at least 1."""
     return max(1, round(statistics.median(len(text.split()) for text in train_impressions)))
@@ -75,10 +70,7 @@ def lead(prompts: Iterable[str], n_words: int) -> list[str]:
 
 def most_frequent(train_impressions: Iterable[str], n: int) -> list[str]:
     """The commonest training impression, `n` times; of equally common ones the first seen."""
-    counts = Counter(train_impressions)
-    if not counts:
-        raise ValueError("no training impressions to choose the most frequent from")
-    return [max(counts, key=counts.__getitem__)] * n  # dicts keep the order of first sight
+    return [Counter(train_impressions).most_common(1)[0][0]] * n
 
 
 def nearest_neighbour(prompts: Sequence[str], train: Sequence[tuple[str, str]]) -> list[str]:

@@ -132,7 +132,7 @@ def compare(
     figures["guard_rails"] = guard_rails(
         texts,
         inputs.sources,
-        brevity_penalties={n: one.bleu_score().brevity_penalty for n, one in ours.items()},
+        brevity_penalties={n: one.bleu_score().bp for n, one in ours.items()},
         limits=inputs.limits,
     )
     figures["guard_rails"] += of_scores(ours, inputs.references, texts, tokens)
@@ -194,11 +194,10 @@ def compare_runs(
     b: Records,
     *,
     system: str = BETTER,
-    other: str | None = None,
     n_resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Figures:
-    """`system` of run a against `other` (none = the same) of run b, on the reports they share.
+    """`system` of run a against that of run b, on the reports they share.
 
     "n" reports are common, "only_a" and "only_b" were left out. Raises ConfigError where the runs
     were scored differently or lack the system, DataError where they share no report or where one
@@ -211,7 +210,7 @@ def compare_runs(
                 f"{a.path} and {b.path} were not scored alike: {name} is {values[0]!r} and "
                 f"{values[1]!r}; evaluate one of them again"
             )
-    first, second = a.of(system), b.of(other or system)
+    first, second = a.of(system), b.of(system)
     place = {name: i for i, name in enumerate(b.ids)}
     common = [(i, place[name]) for i, name in enumerate(a.ids) if name in place]
     if not common:
@@ -289,7 +288,7 @@ def _by_metric(rows: Floats) -> dict[str, list[float]]:
 def _bleu_parts(one: Statistics) -> Figures:
     score = one.bleu_score()
     return {
-        "brevity_penalty": score.brevity_penalty,
-        "length_ratio": score.length_ratio,
+        "brevity_penalty": score.bp,
+        "length_ratio": score.ratio,
         "precisions": list(score.precisions),
     }

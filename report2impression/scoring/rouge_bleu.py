@@ -17,12 +17,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import sacrebleu
 from numpy.typing import NDArray
 from rouge_score_rs import RougeScorer
+from sacrebleu.metrics.bleu import BLEUScore
 
 from report2impression.scoring import splitter
 
@@ -41,16 +42,6 @@ BLEU_COUNTS = (
     *(f"{kind}_{n}" for kind in ("hits", "ngrams") for n in (1, 2, 3, 4)),
 )
 COLUMNS = (*ALL_ROUGE, *BLEU_COUNTS)
-
-
-class BleuScore(NamedTuple):
-    """Corpus BLEU; `score` and the four n-gram `precisions` are percentages."""
-
-    score: float
-    brevity_penalty: float
-    length_ratio: float  # prediction tokens / reference tokens; below 1 the brevity penalty acts
-    precisions: tuple[float, ...]
-    signature: str
 
 
 @dataclass(frozen=True)
@@ -78,18 +69,11 @@ class Statistics:
         means = {name: 100 * float(self.rouge[name].mean()) for name in ALL_ROUGE}
         return {name: means.get(name, self.bleu_score().score) for name in ALL_METRICS}
 
-    def bleu_score(self) -> BleuScore:
+    def bleu_score(self) -> BLEUScore:
         """Corpus BLEU from the summed counts, by sacreBLEU's own formula."""
         made, wanted, *ngrams = (int(count) for count in self.bleu.sum(axis=0))
-        result = sacrebleu.BLEU.compute_bleu(
+        return sacrebleu.BLEU.compute_bleu(
             ngrams[:4], ngrams[4:], made, wanted, smooth_method="exp"
-        )
-        return BleuScore(
-            score=result.score,
-            brevity_penalty=result.bp,
-            length_ratio=made / wanted if wanted else 0.0,
-            precisions=tuple(result.precisions),
-            signature=_bleu_signature(),
         )
 
 
@@ -119,7 +103,10 @@ def rouge(
     tokens: TokenKind = "published",
 ) -> dict[str, Floats]:
     """F1 in [0, 1] of each report, one array (N,) per name in ROUGE; ValueError if N is 0."""
-    _check_pairs(predictions, references)
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+    if len(predictions) == 0:
+        raise ValueError("no predictions to score: the mean over 0 reports does not exist")
     scorer = RougeScorer(ROUGE, use_stemmer=stemmer)
     results = scorer.score_batch(seen(references, tokens), seen(predictions, tokens))
     return {name: np.array([result[name].fmeasure for result in results]) for name in ROUGE}
@@ -141,27 +128,13 @@ def _as_number(word: re.Match[str]) -> str:
     return text if text.isascii() else "".join(f"{ord(sign):07d}" for sign in text.casefold())
 
 
-def bleu(predictions: Sequence[str], references: Sequence[str]) -> BleuScore:
-    """Corpus BLEU of N reports, one reference each; ValueError if N is 0."""
-    _check_pairs(predictions, references)
-    metric = sacrebleu.BLEU()
-    result = metric.corpus_score(list(predictions), [list(references)])
-    return BleuScore(
-        score=result.score,
-        brevity_penalty=result.bp,
-        length_ratio=result.ratio,
-        precisions=tuple(result.precisions),
-        signature=str(metric.get_signature()),
-    )
-
-
 def scores(
     predictions: Sequence[str], references: Sequence[str], *, stemmer: bool = True
 ) -> dict[str, float]:
     """Every name in METRICS, in percent: plain mean of the reports' F1, and corpus BLEU."""
     per_report = rouge(predictions, references, stemmer=stemmer)
     means = {name: 100 * float(values.mean()) for name, values in per_report.items()}
-    return {**means, "bleu": bleu(predictions, references).score}
+    return {**means, "bleu": sacrebleu.BLEU().corpus_score(predictions, [references]).score}
 
 
 def metrics_of_sums(sums: Floats, n: int) -> Floats:
@@ -205,11 +178,6 @@ def signature(stemmer: bool, tokens: TokenKind = "published") -> dict[str, str]:
 
 
 def _bleu_signature() -> str:
-    return bleu(["a"], ["a"]).signature  # sacreBLEU knows nrefs only after a score
-
-
-def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
-    if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    if len(predictions) == 0:
-        raise ValueError("no predictions to score: the mean over 0 reports does not exist")
+    metric = sacrebleu.BLEU()
+    metric.corpus_score(["a"], [["a"]])  # it knows nrefs only after a score
+    return str(metric.get_signature())
