@@ -24,7 +24,7 @@ from report2impression.engine import ops as fast_ops
 from report2impression.engine.batch import PackedBatch
 from report2impression.engine.blocks import Group
 from report2impression.engine.fast import FastEngine
-from report2impression.engine.models import why_not_train
+from report2impression.engine.models import count_parameters, why_not_train
 from report2impression.engine.ops import Dropout
 from report2impression.weights.loading import with_adapter
 from tests.tiny import Tiny, run_loop
@@ -475,3 +475,13 @@ def test_what_it_does_not_cover() -> None:
     loose = adapted()
     loose.get_base_model().shared.weight.requires_grad_(True)
     assert "trainable" in (why_not_train(loose) or "")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_as_many_parameters_are_told_as_transformers_counts(gated: bool) -> None:
+    """Building the engine takes tied tables apart and q, k, v together: the number stays."""
+    model = adapted_t5(gated=gated)
+    n_base = copy.deepcopy(model).unload().num_parameters()
+    n_adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    engine = FastEngine(model, torch.float32)
+    assert count_parameters(engine) == (n_adapter, n_base + n_adapter)

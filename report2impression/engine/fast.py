@@ -119,6 +119,7 @@ class FastEngine(nn.Module):
 def _freeze(dtype: torch.dtype, *modules: nn.Module) -> Tensor:
     """The weight that the modules share, in `dtype`; they keep no other copy."""
     weight = modules[0].weight.detach().to(dtype)  # type: ignore[operator]
+    shared = nn.Parameter(weight, requires_grad=False)  # one for all: it is counted once
     for module in modules:
-        module.weight = nn.Parameter(weight, requires_grad=False)
+        module.weight = shared
     return weight
