@@ -10,24 +10,21 @@ alone, for the batch that needs most. The last line is JSON.
 
 import gc
 import json
-import os
-import resource
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import peers
+from bench.children import last_line
 from bench.common import BenchConfig, IntArray, evenly, load_data, print_json, start
+from bench.corpora import large
 from bench.peers import PEERS
 from bench.train_speed import OurSide, our_batches, our_recipe, ours
 from data import ExtractDataset
 from report2impression.engine.precision import resolve_precision
-from report2impression.program.errors import ConfigError
 from report2impression.program.terminal import print_table
 from report2impression.runs.memory_plan import step_of
 from report2impression.weights.memory import estimate, read_shapes
@@ -59,24 +56,22 @@ def used_mib() -> float:
     """Memory in use now."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / MIB
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / MIB
+    return large.memory_mib("VmRSS")
 
 
 def peak_mib() -> float:
     """Most memory in use since `forget_peak`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / MIB
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return large.memory_mib("VmHWM")
 
 
 def forget_peak() -> None:
-    """Start a new peak (Linux resets the resident set's high-water mark on request)."""
+    """Start a new peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        large.forget_peak()
 
 
 def tensors_mib(run: peers.Round, n_steps: int) -> float:
@@ -149,11 +144,7 @@ def measure(config: MemoryConfig) -> dict[str, float]:
 
 def in_own_process(row: str) -> dict[str, float]:
     """The row's figures, from a fresh process with the same flags."""
-    command = [*sys.orig_argv, f"--row={row}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    if done.returncode:
-        raise ConfigError(f"row {row} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(last_line([*sys.orig_argv, f"--row={row}"], f"row {row}"))
 
 
 def main() -> None:

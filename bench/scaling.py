@@ -10,7 +10,6 @@ given data on one and two CPU processes. The last line is JSON.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.children import last_line
 from bench.common import BenchConfig, print_json, start
 from bench.corpora import large as corpora_of
 from bench.corpora.large import GIB, Figures
 from bench.timing import seconds
 from model import build_engine, build_model
 from report2impression.batching.collation import Example
-from report2impression.program.errors import ConfigError
 from report2impression.program.terminal import print_table
 from report2impression.runs.recipe import TrainConfig
 
@@ -87,12 +86,8 @@ def step_ms(config: ScalingConfig) -> dict[str, dict[int, float]]:
 
 def in_own_process(what: str, n: int) -> Figures:
     """Figures of `bench.corpora.large` for n reports, from a fresh process with the same flags."""
-    done = subprocess.run(
-        [*sys.orig_argv, f"--only={what}", f"--reports={n}"], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise ConfigError(f"{what} of {n} reports: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [*sys.orig_argv, f"--only={what}", f"--reports={n}"]
+    return json.loads(last_line(command, f"{what} of {n} reports"))
 
 
 def corpora(config: ScalingConfig) -> dict[str, list[Figures]]:
@@ -165,9 +160,7 @@ def processes(config: ScalingConfig) -> dict[int, float]:
             ]
             threads = max(1, torch.get_num_threads() // n)
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise ConfigError(f"{n} processes: {done.stderr.strip().splitlines()[-1]}")
+            last_line(command, f"the run on {n} processes", env=environment)
             lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
             speeds = [s["tokens_per_s"] for s in map(json.loads, lines) if s["kind"] == "step"]
             found[n] = statistics.median(speeds[2:])

@@ -10,8 +10,6 @@ last line is JSON.
 """
 
 import random
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from bench.common import print_json
+from bench.timing import now, timed
 from report2impression.corpora.synthetic import generate
 from report2impression.program.config import parse
 from report2impression.program.errors import check_least, exits_cleanly
@@ -71,12 +70,6 @@ def synthetic_inputs(n: int, seed: int) -> Inputs:
     )
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def float32_sums(columns: Floats, n_resamples: int, seed: int) -> None:
     """The same product in single precision: sums depend on the order of the additions."""
     n, draw = len(columns), np.random.default_rng(seed)
@@ -109,23 +102,23 @@ def measure(config: ScoringConfig) -> dict[str, dict[str, float]]:
     """Seconds of our steps, and of other ways to the bootstrap's sums."""
     inputs = synthetic_inputs(config.n, config.seed)
     how: dict[str, Any] = {"n_resamples": config.n_resamples, "seed": config.seed}
-    start = time.perf_counter()
+    start = now()
     base, lora = (statistics(inputs.outputs[k], inputs.references) for k in ("base", "lora"))
-    scored = time.perf_counter() - start
+    scored = now() - start
     columns, difference = np.hstack([base.columns(), lora.columns()]), lora.columns()
     few = max(1, config.n_resamples // 100)
     ours = {
         "scoring_once": scored,
-        "bootstrap_sums": seconds(lambda: bootstrap_sums(columns, **how)),
-        "swap_sums": seconds(lambda: swap_sums(difference, **how)),
-        "paired": seconds(lambda: paired(lora, base, names=("lora", "base"), **how)),
-        "compare": seconds(lambda: compare(inputs, **how)),
+        "bootstrap_sums": timed(lambda: bootstrap_sums(columns, **how))(),
+        "swap_sums": timed(lambda: swap_sums(difference, **how))(),
+        "paired": timed(lambda: paired(lora, base, names=("lora", "base"), **how))(),
+        "compare": timed(lambda: compare(inputs, **how))(),
     }
     scale = config.n_resamples / few
     others = {
-        "float32": seconds(lambda: float32_sums(columns, config.n_resamples, config.seed)),
-        "gather": scale * seconds(lambda: gathered_sums(columns, few, config.seed)),
-        "rescore": config.n_resamples * seconds(lambda: rescored(inputs, 1, config.seed)),
+        "float32": timed(lambda: float32_sums(columns, config.n_resamples, config.seed))(),
+        "gather": scale * timed(lambda: gathered_sums(columns, few, config.seed))(),
+        "rescore": config.n_resamples * timed(lambda: rescored(inputs, 1, config.seed))(),
     }
     return {"ours": ours, "others": others}
 

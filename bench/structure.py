@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.faithfulness.detection import share
 from bench.structured import grammar, peers
 from bench.structured.labels import PARTS, Labelled, impressions, labelled
 from bench.structured.matching import ADVICE, FIELDS, Tally, judge_advice, judge_findings
@@ -84,16 +85,9 @@ def coverage(texts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _share(figures: dict[str, Any] | None) -> str | None:
-    if figures is None:
-        return None
-    low, high = figures["interval"]
-    return f"{figures['per_100']:.1f} [{low:.1f}, {high:.1f}]"
-
-
 def _show(title: str, figures: dict[str, dict[str, Any]]) -> None:
     rows = [
-        (name, f["labelled"], _share(f["precision"]), _share(f["recall"]))
+        (name, f["labelled"], share(f["precision"]), share(f["recall"]))
         for name, f in figures.items()
     ]
     print_table(title, ("field", "labelled", "precision %", "recall %"), rows)

@@ -8,12 +8,12 @@ all together, and each of them, and the base alone, writes the test reports of e
 of ROUGE-L. The last line is JSON.
 """
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.children import last_line
 from bench.common import print_json
 from report2impression.batching.prompts import Prompts
 from report2impression.decoding.generate import generate, to_text
@@ -82,9 +82,7 @@ def train(config: TransferConfig, name: str) -> Path:
         "output_dir": place / "run",
     }
     command = [sys.executable, "train_loop.py", "--cpu", *(f"--{k}={v}" for k, v in flags.items())]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ConfigError(f"the run of {name} failed: {done.stderr.strip().splitlines()[-1]}")
+    last_line(command, f"the run of {name}")
     return place / "run" / "adapter"
 
 

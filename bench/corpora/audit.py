@@ -8,20 +8,17 @@ run it, with a tokenizer, in a process of its own. Memory is the largest sum ove
 of private and of a fair share of shared pages (PSS). The last line is JSON.
 """
 
-import contextlib
 import json
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.corpora.prepare import SAMPLE_S, children, children_cpu_s, memory_mib
+from bench.children import watched
 from report2impression.corpora.synthetic import generate
 from report2impression.program.config import parse
-from report2impression.program.errors import ConfigError, exits_cleanly
+from report2impression.program.errors import exits_cleanly
 from report2impression.program.terminal import print_table
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -68,18 +65,7 @@ def measure(data: Path, output: Path, tokenizer: str) -> dict[str, float]:
     """One run of the command: wall and CPU seconds, largest memory in MiB."""
     command = [sys.executable, "-m", "report2impression", "audit", f"--data.path={data}"]
     command += [f"--tokenizer={tokenizer}", f"--output_dir={output}"]
-    start, cpu, pss = time.perf_counter(), children_cpu_s(), 0.0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while process.poll() is None:
-            pss = max(pss, memory_mib(children(process.pid), "Pss"))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(SAMPLE_S)
-        assert process.stderr
-        told = process.stderr.read().decode(errors="replace")
-    if process.returncode:
-        raise ConfigError(f"report2impression.audit.audit failed: {told.strip().splitlines()[-1]}")
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "cpu_s": children_cpu_s() - cpu, "peak_pss_mib": pss}
+    return watched(command, "Pss")
 
 
 @exits_cleanly

@@ -10,18 +10,15 @@ share of shared pages (PSS; resident sets count shared pages in each process). T
 JSON.
 """
 
-import contextlib
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.children import watched
 from bench.corpora.notes import ALL_REPORTS, Mix, write_large
 from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, exits_cleanly
@@ -32,7 +29,6 @@ FILES = {
     "reports only": ("reports.csv", ALL_REPORTS),
     "gzipped": ("mixed.csv.gz", Mix()),
 }
-SAMPLE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -51,61 +47,11 @@ class PrepareConfig:
     """Where the files are made and deleted; default: the system's temporary folder."""
 
 
-def children(pid: int) -> list[int]:
-    """The process and all below it."""
-    found = [pid]
-    with contextlib.suppress(OSError):  # it may end while we look
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += children(int(child))
-    return found
-
-
-def memory_mib(pids: list[int], key: str) -> float:
-    """Sum of `Pss` or `Rss` over the processes."""
-    total_kib = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                total_kib += int(line.split()[1]) if line.startswith(f"{key}:") else 0
-    return total_kib / 1024
-
-
 def measure(notes: Path, mode: str, workers: int, output: Path) -> dict[str, float]:
     """One run of the command: seconds, MiB of the largest sums."""
-    command = [
-        sys.executable,
-        "-m",
-        "report2impression.corpora.mimic_iii",
-        f"--notes={notes}",
-        f"--mode={mode}",
-    ]
-    command += [f"--workers={workers}", f"--output_dir={output}"]
-    start, cpu, pss, rss = time.perf_counter(), children_cpu_s(), 0.0, 0.0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while process.poll() is None:
-            pids = children(process.pid)
-            pss, rss = max(pss, memory_mib(pids, "Pss")), max(rss, memory_mib(pids, "Rss"))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(SAMPLE_S)
-        assert process.stderr
-        told = process.stderr.read().decode(errors="replace")
-    if process.returncode:
-        raise ConfigError(
-            f"report2impression.corpora.mimic_iii failed: {told.strip().splitlines()[-1]}"
-        )
-    return {
-        "seconds": time.perf_counter() - start,
-        "cpu_s": children_cpu_s() - cpu,
-        "peak_pss_mib": pss,
-        "peak_rss_mib": rss,
-    }
-
-
-def children_cpu_s() -> float:
-    """CPU seconds of all processes that have ended below this one."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    command = [sys.executable, "-m", "report2impression", "mimic", f"--notes={notes}"]
+    command += [f"--mode={mode}", f"--workers={workers}", f"--output_dir={output}"]
+    return watched(command, "Pss", "Rss")
 
 
 @exits_cleanly

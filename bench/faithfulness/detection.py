@@ -94,7 +94,8 @@ def moved(cases: Sequence[Case]) -> dict[str, float]:
     return {name: 100 - worse[name] for name in METRICS}
 
 
-def _share(figures: dict[str, Any] | None) -> str | None:
+def share(figures: dict[str, Any] | None) -> str | None:
+    """Such as "12.3 [10.1, 14.9]"."""
     if figures is None:
         return None
     low, high = figures["interval"]
@@ -116,7 +117,7 @@ def _tables(corpus: str, judged: dict[str, Any], shifts: dict[str, Any], floor: 
         f"Faithfulness on injected errors, {corpus} (95 % Wilson intervals)",
         columns,
         [
-            (kind, CHECK_OF.get(kind, "any"), own["n"], *map(_share, (own["precision"],
+            (kind, CHECK_OF.get(kind, "any"), own["n"], *map(share, (own["precision"],
              own["recall"], any_["recall"])))
             for kind, (own, any_) in judged.items()
         ],
@@ -132,7 +133,7 @@ def _tables(corpus: str, judged: dict[str, Any], shifts: dict[str, Any], floor: 
         if corpus != "synthetic"
         else "Flagged per 100 of the synthetic impressions (all of them supported)",
         ("check", "per 100"),
-        [(check, _share(floor[check])) for check in CHECKS],
+        [(check, share(floor[check])) for check in CHECKS],
     )
 
 
