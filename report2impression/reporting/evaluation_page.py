@@ -2,9 +2,8 @@
 lengths and copying, training curves, faithfulness, cases, configuration and provenance.
 
 The words of the page stand in templates/evaluation.html.j2; here are the rows and the pictures.
-Each section takes what it needs from `figures` (the content of scores.json) and leaves itself out
-where that was not computed. No report text gets in but through `Case.texts`, which the caller
-fills on request only; then the page says so at its top.
+`figures` are the content of scores.json. No report text gets in but through `Case.texts`, which the
+caller fills on request only; then the page says so at its top.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,33 +86,32 @@ def evaluation_page(
     """The page as HTML. `published` is by system and metric, percent; `curves` are the rows of
     metrics.jsonl; `per_report` is F1 in [0, 1], by system and metric; `lengths` are words."""
     shows_text = any(case.texts for case in cases or ())
-    tests = (figures.get("paired") or {}).get("metrics") or {}
+    tests = figures["paired"]["metrics"]
     systems = list(dict.fromkeys(name for case in cases or () for name in case.rougeL))
     return pages.render(
         "evaluation.html.j2",
         title=f"Base and LoRA on {figures['n']:,} test reports",
-        lead=_lead(tests.get("rougeL")),
+        lead=_lead(tests["rougeL"]),
         notice=SHOWS_TEXT if shows_text else NO_TEXT,
         shows_text=shows_text,
-        metrics=[METRICS[name] for name in known_metrics(figures["base"])],
+        metrics=list(METRICS.values()),
         score_rows=list(_score_rows(figures, published, tests)),
-        test_rows=[_test_row(name, tests[name]) for name in known_metrics(tests)],
+        test_rows=[_test_row(name, tests[name]) for name in METRICS],
         bleu_rows=[
             [readable(name), x["brevity_penalty"], x["length_ratio"], *x["precisions"]]
-            for name, x in (figures.get("bleu_parts") or {}).items()
+            for name, x in figures["bleu_parts"].items()
         ],
-        rails=[_guard_rail(rail) for rail in figures.get("guard_rails") or ()],
-        breakdowns=list(_breakdowns(figures.get("breakdown") or {})),
+        rails=[_guard_rail(rail) for rail in figures["guard_rails"]],
+        breakdowns=list(_breakdowns(figures["breakdown"])),
         distributions=list(_distributions(per_report)),
         lengths=_lengths(lengths),
-        copying=_copying(figures.get("describe") or {}),
+        copying=_copying(figures["describe"]),
         described=["System", *DESCRIBED.values()],
         description=[
-            [readable(name), *map(x.get, DESCRIBED)]
-            for name, x in (figures.get("describe") or {}).items()
+            [readable(name), *map(x.get, DESCRIBED)] for name, x in figures["describe"].items()
         ],
-        faithfulness=_faithfulness(figures.get("faithfulness") or {}),
-        structured=[_structured_row(*item) for item in (figures.get("structured") or {}).items()],
+        faithfulness=_faithfulness(figures["faithfulness"]),
+        structured=[_structured_row(*item) for item in figures["structured"].items()],
         training=_training(curves),
         case_columns=["Report", "Kind", "Group", *(f"ROUGE-L, {readable(s)}" for s in systems)],
         case_rows=[[c.id, c.kind, c.group, *map(c.rougeL.get, systems)] for c in cases or ()],
@@ -127,28 +125,14 @@ def readable(name: str) -> str:
     return SYSTEMS.get(name, name.replace("_", " "))
 
 
-def known_metrics(scores: Mapping[str, Any]) -> list[str]:
-    return [name for name in METRICS if name in scores]
-
-
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> Cell:
-    return (value, interval[0], interval[1]) if value is not None and interval else value
-
-
-def _p(test: Figures, name: str) -> Cell:
-    return None if test.get(name) is None else P(test[name])
-
-
 def _difference(test: Figures) -> Cell:
-    return _with_interval(test.get("difference"), test.get("interval"))
+    return test["difference"], *test["interval"]
 
 
-def _lead(test: Figures | None) -> str:
+def _lead(test: Figures) -> str:
     """The result in a sentence."""
-    if not test:
-        return ""
     difference, (low, high) = test["difference"], test["interval"]
-    p = pages.number(P(test.get("p_holm", test.get("p"))))
+    p = pages.number(P(test["p_holm"]))
     return (
         f"LoRA is {pages.number(abs(difference))} ROUGE-L points "
         f"{'above' if difference >= 0 else 'below'} the base (95 % interval of the difference "
@@ -160,36 +144,34 @@ def _lead(test: Figures | None) -> str:
 def _score_rows(
     figures: Figures, published: Figures, tests: Figures
 ) -> Iterator[Sequence[Cell] | str]:
-    names, intervals = known_metrics(figures["base"]), figures.get("intervals") or {}
 
     def row(system: str, scores: Mapping[str, float] | None) -> list[Cell]:
-        own = intervals.get(system) or {}
-        cells = [_with_interval((scores or {}).get(m), own.get(m)) for m in names]
-        return [readable(system), *cells]
+        if scores is None:  # a baseline that could not be made
+            return [readable(system), *(None for _ in METRICS)]
+        own = figures["intervals"][system]
+        return [readable(system), *((scores[m], *own[m]) for m in METRICS)]
 
     if published:
         yield "Published (MIMIC-III, 1,000 test reports)"
-        yield from ([f"published {readable(s)}", *map(x.get, names)] for s, x in published.items())
+        for system, scores in published.items():
+            yield [f"published {readable(system)}", *map(scores.get, METRICS)]
     yield "Measured here"
     yield from (row(name, figures[name]) for name in ("base", "lora"))
-    if tests:
-        shown = [tests.get(name) or {} for name in names]
-        yield ["LoRA − base, paired", *map(_difference, shown)]
-        yield ["p (Holm)", *(_p(test, "p_holm") for test in shown)]
-    if figures.get("baselines"):
-        yield "Baselines: what needs no model"
-        yield from (row(name, scores) for name, scores in figures["baselines"].items())
+    yield ["LoRA − base, paired", *(_difference(tests[m]) for m in METRICS)]
+    yield ["p (Holm)", *(P(tests[m]["p_holm"]) for m in METRICS)]
+    yield "Baselines: what needs no model"
+    yield from (row(name, scores) for name, scores in figures["baselines"].items())
 
 
 def _test_row(name: str, test: Figures) -> list[Cell]:
     counts = map(test.get, ("wins", "ties", "losses", "n_for_1_point"))
-    return [METRICS[name], _difference(test), _p(test, "p"), _p(test, "p_holm"), *counts]
+    return [METRICS[name], _difference(test), P(test["p"]), P(test["p_holm"]), *counts]
 
 
 def _structured_row(field: str, found: Figures) -> list[Cell]:
-    systems = (_with_interval(found[n]["f1"], found[n]["interval"]) for n in ("base", "lora"))
+    systems = ((found[n]["f1"], *found[n]["interval"]) for n in ("base", "lora"))
     test = found["paired"]
-    return [readable(field), *systems, _difference(test), _p(test, "p_holm")]
+    return [readable(field), *systems, _difference(test), P(test["p_holm"])]
 
 
 def _guard_rail(rail: Figures) -> tuple[str, ...]:
@@ -198,31 +180,26 @@ def _guard_rail(rail: Figures) -> tuple[str, ...]:
 
 
 def _breakdowns(breakdown: Figures) -> Iterator[Picture]:
-    """ROUGE-L (or the first metric there is) by each way of dividing the reports."""
+    """ROUGE-L by each way of dividing the reports."""
     for key, parts in breakdown.items():
-        if not parts:
-            continue
-        first = next(iter(parts.values()))["base"]
-        metric = "rougeL" if "rougeL" in first else known_metrics(first)[0]
-        title, name = BREAKDOWNS.get(key, readable(key)), METRICS[metric]
-        for systems, caption in (
-            (("base", "lora"), f"{name} by {title}"),
-            (("difference",), f"LoRA − base, {name}, by {title}"),
+        title = BREAKDOWNS[key]
+        counts = {part: found["n"] for part, found in parts.items()}
+        for systems, caption, xlabel in (
+            (("base", "lora"), f"ROUGE-L by {title}", "percent"),
+            (("difference",), f"LoRA − base, ROUGE-L, by {title}", "points"),
         ):
-            values = {
-                part: {readable(s): tuple(x[s][metric]) for s in systems if metric in x.get(s, {})}
+            values: dict[str, dict[str, Cell]] = {
+                part: {readable(s): tuple(x[s]["rougeL"]) for s in systems}
                 for part, x in parts.items()
             }
-            if any(values.values()):
-                zero = systems == ("difference",)
-                yield plots.forest(
-                    caption,
-                    values,
-                    head=title.capitalize(),
-                    xlabel="points" if zero else "percent",
-                    counts={part: found["n"] for part, found in parts.items()},
-                    zero=zero,
-                )
+            yield plots.forest(
+                caption,
+                values,
+                head=title.capitalize(),
+                xlabel=xlabel,
+                counts=counts,
+                zero=xlabel == "points",
+            )
 
 
 def _distributions(per_report: Mapping[str, Series]) -> Iterator[Picture]:
@@ -247,30 +224,25 @@ def _lengths(lengths: Series) -> list[Picture]:
     ]
 
 
-def _copying(describe: Figures) -> list[Picture]:
+def _copying(describe: Figures) -> Picture:
     shares = {"copy_rate": "copied words", "novel_bigrams": "new word pairs"}
     values: dict[str, dict[str, Cell]] = {
-        text: {readable(n): describe[n][key] for n in COMPARED if key in describe.get(n, {})}
+        text: {readable(name): describe[name][key] for name in COMPARED}
         for key, text in shares.items()
     }
-    if not any(values.values()):
-        return []
-    return [plots.forest("Copying from the report", values, head="Share", xlabel="percent")]
+    return plots.forest("Copying from the report", values, head="Share", xlabel="percent")
 
 
-def _faithfulness(checks: Figures) -> list[Picture]:
+def _faithfulness(checks: Figures) -> Picture:
     """Unsupported statements per 100 impressions, by check; the reference is the noise floor."""
-    values = {
+    values: dict[str, dict[str, Cell]] = {
         readable(check): {
-            readable(name): _with_interval(found[name]["per_100"], found[name].get("interval"))
-            for name in COMPARED
-            if name in found
+            readable(name): (found[name]["per_100"], *found[name]["interval"]) for name in COMPARED
         }
         for check, found in checks.items()
     }
     title = "Impressions with an unsupported statement, per 100"
-    xlabel = "impressions per 100"
-    return [plots.forest(title, values, head="Check", xlabel=xlabel)] if values else []
+    return plots.forest(title, values, head="Check", xlabel="impressions per 100")
 
 
 def _curve(rows: Sequence[Figures], key: str, *, thin: bool = False) -> plots.Line | None:

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from report2impression.reporting.pages import Cell, printable
 
+BINS = 25  # of a histogram
 WIDTH = 4.4  # inches: legible when a phone shows the picture over its whole width
 PAINT = ("ink", "line", "lora", "base", "reference", "other")  # variables of page.css
 INK, GRID, LORA, BASE, REFERENCE, OTHER = (f"#00000{digit}" for digit in range(1, 7))
@@ -152,10 +153,9 @@ def _ends(value: Cell) -> tuple[float, ...]:
 def binned(
     series: Mapping[str, Sequence[float] | np.ndarray],
     *,
-    n: int = 25,
     span: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Edges (n + 1,) and the share (percent) of each series in each bin.
+    """Edges (BINS + 1,) and the share (percent) of each series in each bin.
 
     Without a span, the bins reach to the 99th percentile and the last one takes what is beyond.
     """
@@ -165,9 +165,9 @@ def binned(
     if span is None:
         pooled = np.concatenate([*arrays.values(), [0.0]])
         top = float(np.percentile(pooled, 99))
-        step = max(1, -(-top // n))  # whole numbers, as these are counts
-        span = (0.0, float(n * step)) if top else (0.0, float(n))
-    edges = np.linspace(*span, n + 1)
+        step = max(1, -(-top // BINS))  # whole numbers, as these are counts
+        span = 0.0, float(BINS * step)
+    edges = np.linspace(*span, BINS + 1)
     return edges, {
         name: 100 * np.histogram(np.clip(values, *span), edges)[0] / values.size
         for name, values in arrays.items()
