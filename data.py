@@ -190,7 +190,9 @@ def build_dataset(
         raise DataError(
             f"report {short!r} of split {found.split} is too short to denoise: remove it"
         )
-    eos_id = _special_id(tokenizer, "eos_token_id")
+    eos_id = tokenizer.eos_token_id
+    if eos_id is None:
+        raise ConfigError("the tokenizer has no eos_token_id: use a T5 tokenizer")
     sentinels = sentinel_ids(tokenizer)
     starts = stored.sides["findings"].lengths
     return DenoiseDataset(
@@ -235,13 +237,6 @@ def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
             "the tokenizer has no <extra_id_N> sentinels: objective = denoise needs a T5 one"
         )
     return np.array(ids, dtype=np.int32)
-
-
-def _special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    value = getattr(tokenizer, name)
-    if value is None:
-        raise ConfigError(f"the tokenizer has no {name}: use a T5 tokenizer")
-    return int(value)
 
 
 def rank_batches(

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import T5Config
 
-FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 

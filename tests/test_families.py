@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from model import PaddedEngine, attach_lora
 from report2impression.batching.collation import collate_packed, collate_padded
-from report2impression.batching.tokens import Tokens, tokenise
+from report2impression.batching.tokens import Tokeniser, Tokens, tokenise
 from report2impression.decoding.ct2 import convert
 from report2impression.decoding.generate import generate
 from report2impression.decoding.options import DecodingConfig
@@ -75,7 +75,7 @@ def adapted(base: PreTrainedModel) -> PeftModel:
 def batch_of(tokenizer: PreTrainedTokenizerBase, pad_id: int) -> PaddedBatch:
     """Sources and labels of different lengths."""
     source = tokenise(SOURCES, tokenizer, max_tokens=60)
-    labels = tokenise(LABELS, tokenizer, max_tokens=60, around="label")
+    labels = Tokeniser(tokenizer)(LABELS, max_tokens=60, around="label")
     rows = [(source.row(i), labels.row(i)) for i in range(len(SOURCES))]
     return collate_padded(rows, pad_id=pad_id)
 

@@ -198,8 +198,7 @@ def test_holm_only_raises_and_keeps_the_order(p):
 
 
 def test_reports_needed():
-    assert reports_needed(20.0) == 3136  # (2.8 * 20 / 1)^2
-    assert reports_needed(20.0, 2.0) == 784
+    assert reports_needed(20.0) == 3136  # (2.8 * 20)^2
     assert reports_needed(0.0) is None
 
 

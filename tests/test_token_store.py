@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from report2impression.batching import token_store
 from report2impression.batching.token_store import PairStream, Side, Stored, survey, tokenised
-from report2impression.batching.tokens import CHUNK, tokenise
+from report2impression.batching.tokens import CHUNK, Tokeniser
 from report2impression.program.errors import ConfigError, DataError
 from report2impression.reading.pairs import BadRow, Pair
 from tests.test_tokens import as_lists, invented, tiny_tokenizer
@@ -59,9 +59,10 @@ def test_a_stream_gives_what_texts_in_memory_give(
         "target": [pair.impression for pair in pairs],
         "report": [f"{pair.prompt} and {pair.impression}" for pair in pairs],
     }
+    whole = Tokeniser(tokenizer)
     for side in (SOURCE, TARGET, REPORT):
         how: dict[str, Any] = {"max_tokens": side.max_tokens, "around": side.around}
-        expected, found = tokenise(texts[side.name], tokenizer, **how), stored.sides[side.name]
+        expected, found = whole(texts[side.name], **how), stored.sides[side.name]
         assert as_lists(found) == as_lists(expected)
         assert found.n_truncated == expected.n_truncated
         assert found.ids.dtype == np.int32 and found.offsets.dtype == np.int64

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from report2impression.batching import tokens
-from report2impression.batching.tokens import Tokens, chunks, in_threads, tokenise
+from report2impression.batching.tokens import Tokeniser, Tokens, chunks, in_threads, tokenise
 from report2impression.weights.new_base import train_tokenizer
 
 WORDS = (
@@ -66,7 +66,7 @@ def test_literal_special_tokens_are_text(tokenizer: PreTrainedTokenizerBase, tex
     assert special & set(alone)  # so the tokenizer alone reads it
     row = tokenise([text], tokenizer, max_tokens=64).row(0).tolist()
     assert not special & set(row[:-1]) and row[-1] == tokenizer.eos_token_id
-    bare = tokenise([text], tokenizer, max_tokens=64, around="nothing").row(0).tolist()
+    bare = Tokeniser(tokenizer)([text], max_tokens=64, around="nothing").row(0).tolist()
     assert bare == row[:-1]
     letters = tokenizer.decode(row, skip_special_tokens=True).replace(" ", "")
     assert letters == text.replace(" ", "").replace("\uff1c", "<").replace("\uff1e", ">")
@@ -95,7 +95,7 @@ def test_truncation_keeps_eos_and_is_counted(tokenizer: PreTrainedTokenizerBase)
 def test_without_eos_the_limit_is_all_text(tokenizer: PreTrainedTokenizerBase) -> None:
     (full,) = tokenizer([" ".join(WORDS)], add_special_tokens=False)["input_ids"]
     for limit, cut in ((len(full), 0), (len(full) - 1, 1)):
-        stored = tokenise([" ".join(WORDS)], tokenizer, max_tokens=limit, around="nothing")
+        stored = Tokeniser(tokenizer)([" ".join(WORDS)], max_tokens=limit, around="nothing")
         assert (stored.ids.tolist(), stored.n_truncated) == (full[:limit], cut)
 
 

@@ -43,15 +43,9 @@ def own_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-def run(
-    argv: Sequence[str],
-    n_ranks: int = 1,
-    *,
-    before: Action = lambda: None,
-    quiet: bool = True,
-) -> list[int]:
-    """Exit codes of the ranks, minus the signal for those that one ended."""
-    return [ended(child) for child in launch(argv, n_ranks, before=before, quiet=quiet)]
+def run(argv: Sequence[str], n_ranks: int = 1, **how: Any) -> list[int]:
+    """Exit codes of the ranks (as `launch`), minus the signal for those that one ended."""
+    return [ended(child) for child in launch(argv, n_ranks, **how)]
 
 
 def run_here(argv: Sequence[str]) -> None:

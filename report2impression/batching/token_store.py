@@ -99,8 +99,7 @@ class Fingerprint:
         for pair in pairs:
             if isinstance(pair, Pair):
                 for text in (pair.id, pair.prompt, pair.impression):
-                    data = text.encode("utf-8", "surrogatepass")
-                    self.total.update(len(data).to_bytes(8, "little") + data)
+                    self.total.update(_with_length(text))
             yield pair
 
     def digest(self) -> str:
@@ -224,6 +223,10 @@ def digest(texts: Iterable[str]) -> str:
     """SHA-256 of all texts and their limits."""
     total = hashlib.sha256()
     for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        total.update(len(data).to_bytes(8, "little") + data)
+        total.update(_with_length(text))
     return total.hexdigest()
+
+
+def _with_length(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    return len(data).to_bytes(8, "little") + data

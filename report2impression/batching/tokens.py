@@ -5,9 +5,9 @@ any length and keeps the result on disk.
 """
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from os import sched_getaffinity
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from report2impression.batching.signs import kept_apart, merges_digits
+from report2impression.program.process import in_order
 
 CHUNK = 500  # texts: enough work for one call of the tokenizer, little to hold in memory
 MAX_THREADS = 8  # the tokenizer works outside Python's lock; what goes on inside it feeds no more
@@ -99,18 +100,11 @@ class Tokeniser:
 
 
 def tokenise(
-    texts: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int,
-    around: Around = "source",
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> Tokens:
     """As `Tokeniser`, of any number of texts."""
-    tokeniser = Tokeniser(tokenizer)
-    parts = in_threads(
-        lambda chunk: tokeniser(chunk, max_tokens=max_tokens, around=around),
-        chunks(texts, CHUNK),
-    )
+    call = partial(Tokeniser(tokenizer), max_tokens=max_tokens)
+    parts = in_threads(call, chunks(texts, CHUNK))
     done = [Tokens(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64), 0), *parts]
     lengths = np.concatenate([part.lengths for part in done])
     return Tokens(
@@ -154,17 +148,10 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def in_threads(call: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """call(item) of each, in order, on all cores; as many items are taken in advance as there are
-    threads, so that memory does not grow with their number."""
+    """call(item) of each, in order, on all cores."""
     n_threads = min(MAX_THREADS, len(sched_getaffinity(0)))
     with ThreadPoolExecutor(n_threads) as pool:
-        waiting: deque[Future[U]] = deque()
-        for item in items:
-            waiting.append(pool.submit(call, item))
-            if len(waiting) > n_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(pool, call, items, ahead=n_threads)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -18,12 +18,12 @@ import json
 import multiprocessing
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ from report2impression.program.config import parse
 from report2impression.program.errors import ConfigError, DataError, exits_cleanly
 from report2impression.program.files import new_folder
 from report2impression.program.privacy import for_spreadsheet
+from report2impression.program.process import in_order
 from report2impression.program.terminal import print_table
 from report2impression.reading.licence import MIMIC_III, write_mark
 from report2impression.reading.pairs import SPLITS, Pair
@@ -152,14 +153,8 @@ def read_blocks(job: Job, blocks: Iterable[bytes], workers: int) -> Iterator[Blo
     # Forked processes share our pages; other systems start each from nothing.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     pool = ProcessPoolExecutor(workers, mp_context=context)
-    waiting: deque[Future[Block]] = deque()
     try:
-        for block in blocks:
-            waiting.append(pool.submit(read_block, job, block))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(pool, partial(read_block, job), blocks, ahead=2 * workers)
     except BrokenProcessPool:
         raise ConfigError(
             "a process of the pool was killed (out of memory?); try again with --workers 1"

@@ -17,8 +17,9 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import cache
 from multiprocessing import get_context
@@ -91,6 +92,21 @@ def keep_few_products() -> None:
 
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+
+def in_order(
+    pool: Executor, call: Callable[[T], U], items: Iterable[T], *, ahead: int
+) -> Iterator[U]:
+    """call(item) of each, in order; so many items are taken in advance, so that memory does not
+    grow with their number."""
+    waiting: deque[Future[U]] = deque()
+    for item in items:
+        waiting.append(pool.submit(call, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 class Aside:

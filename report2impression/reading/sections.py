@@ -2,7 +2,7 @@
 
     for section in find_sections(report):
         section.name, report[section.start : section.end]
-    text_of(report, "findings")
+    texts_of(report)["findings"]
 
     report2impression sections --input report.txt           # a folder of .txt, or - for stdin
 
@@ -20,7 +20,7 @@ Sections also end at the lines of `reading.closings`; a rule right below a headi
 Where no heading says findings, the sections that are named after an examination or a part of the
 body ("CT HEAD: There is ...") are the findings, else everything of unknown meaning before the
 impression is, marked as `instead`. Headings within page breaks, `(Over) ... (Cont)`,
-do not count, and `text_of` leaves the page breaks out. Of several impressions the last that is not
+do not count, and `texts_of` leaves the page breaks out. Of several impressions the last that is not
 empty counts: the final report follows a preliminary one, and an addendum the report.
 """
 
@@ -102,11 +102,6 @@ def find_sections(report: str) -> list[Section]:
     return found
 
 
-def text_of(report: str, name: str) -> str:
-    """The text of that name as `texts_of` gives it; "" if there is none."""
-    return texts_of(report).get(name, "")
-
-
 def texts_of(report: str) -> dict[str, str]:
     """The text of each name in the report that has one, as `chosen` of all."""
     return chosen(all_texts_of(report))
@@ -174,7 +169,7 @@ def _without_weak(report: str, sections: list[Section]) -> list[Section]:
 
 
 def places_of(report: str, name: str) -> list[int]:
-    """Where each character of `text_of(report, name)` stands in the report, of an HL7 message in
+    """Where each character of `texts_of(report)[name]` stands in the report, of an HL7 message in
     what it is unpacked to; a newline between two sections stands where the second begins."""
     report = from_hl7(report)
     found: list[int] = []

@@ -135,16 +135,16 @@ def tell_run(
     """What is about to run, in one table."""
     n_ranks = accelerator.num_processes
     n_trainable, n_all = count_parameters(engine)
+    n_steps = config.total_steps(n_examples, n_ranks)
     rows = [
         ("device, processes", f"{accelerator.device.type} x {n_ranks}"),
         ("engine", kind),
         ("precision", resolve_precision(config.precision, accelerator.device)),
         ("trainable parameters", f"{n_trainable:,} of {n_all:,} ({n_trainable / n_all:.1%})"),
         ("reports per optimizer step", config.global_batch_size(n_ranks)),
-        ("optimizer steps", config.total_steps(n_examples, n_ranks)),
+        ("optimizer steps", n_steps),
     ]
     print_table(f"{config.objective}, {config.tuning}", ("run", ""), rows)
-    n_steps = config.total_steps(n_examples, n_ranks)
     if config.warmup_steps >= n_steps:
         print(
             f"warning: warmup_steps {config.warmup_steps:,} of {n_steps:,} optimizer steps: the "

@@ -43,7 +43,7 @@ def statuses(texts: Sequence[str], train: Iterable[str]) -> list[str]:
     doubtful = [text for text in dict.fromkeys(mine) if text and text not in known]
     both = [*doubtful, *sorted(known - {""})]
     in_training = np.arange(len(both)) >= len(doubtful)
-    is_near = near(both, in_training.astype(np.int64), 2, within=False)[: len(doubtful), 1]
+    is_near = near(both, in_training.astype(np.int64), 2)[: len(doubtful), 1]
     found = {text for text, flag in zip(doubtful, is_near, strict=True) if flag}
     return ["exact" if t in known else "near" if t in found else "new" for t in mine]
 
@@ -95,12 +95,9 @@ def sketches(hashes: NDArray[np.uint64], offsets: Ints) -> NDArray[np.uint32]:
     return made
 
 
-def near(texts: Sequence[str], splits: Ints, n_splits: int, *, within: bool = True) -> Bools:
-    """Whether each of B different normalised texts is near another text of each split.
-
-    `splits` (B,) is the split of each text; without `within`, those of its own split are not looked
-    at. Returns (B, n_splits).
-    """
+def near(texts: Sequence[str], splits: Ints, n_splits: int) -> Bools:
+    """Whether each of B different normalised texts is near another text of each split, (B,
+    n_splits); `splits` (B,) is the split of each text."""
     found = np.zeros((len(texts), n_splits), bool)
     if len(texts) < 2:
         return found
@@ -111,7 +108,6 @@ def near(texts: Sequence[str], splits: Ints, n_splits: int, *, within: bool = Tr
         for start in range(0, len(one), PAIRS):  # a pair that can tell nothing new is let go
             a, b = one[start : start + PAIRS], other[start : start + PAIRS]
             open_pairs = ~(found[a, splits[b]] & found[b, splits[a]])
-            open_pairs &= within | (splits[a] != splits[b])
             a, b = a[open_pairs], b[open_pairs]
             shared = np.asarray(sets[a].multiply(sets[b]).sum(axis=1)).ravel()
             is_near = shared >= NEAR * (sizes[a] + sizes[b] - shared)

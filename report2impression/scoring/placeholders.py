@@ -63,11 +63,11 @@ def count(text: str) -> int:
     return sum(1 for _ in _found(text))
 
 
-def replaced(text: str, by: str = " ____ ") -> str:
+def replaced(text: str) -> str:
     """The text with one sign for all of them."""
     parts, last = [], 0
     for start, end in _found(text):
-        parts += [text[last:start], by]
+        parts += [text[last:start], " ____ "]
         last = end
     return "".join((*parts, text[last:])) if parts else text
 

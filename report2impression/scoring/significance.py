@@ -26,6 +26,7 @@ Measure = Callable[[Floats, int], Floats]  # sums over n reports (..., C), n -> 
 
 RESAMPLES = 10_000
 CHUNK_CELLS = 200_000  # resamples x reports at once: 1.6 MB, so that they stay in the cache
+TAILS = (1 - 0.95) / 2, 1 - (1 - 0.95) / 2
 ROUNDING = 1e-9  # metrics closer than this are equal: divisions and logarithms round
 
 
@@ -82,10 +83,9 @@ def bootstrap(
     return measure(sums.reshape(n_resamples, n_systems, n_columns), n)
 
 
-def interval(samples: Floats, level: float = 0.95) -> Floats:
-    """Percentile interval over the resamples, (B, ...) -> (2, ...): low, high."""
-    tail = (1 - level) / 2
-    return np.quantile(samples, [tail, 1 - tail], axis=0)
+def interval(samples: Floats) -> Floats:
+    """95 % percentile interval over the resamples, (B, ...) -> (2, ...): low, high."""
+    return np.quantile(samples, TAILS, axis=0)
 
 
 def randomisation_p(
@@ -113,10 +113,10 @@ def holm(p_values: Floats) -> Floats:
     return adjusted
 
 
-def reports_needed(sd: float, difference: float = 1.0) -> int | None:
-    """Reports that settle a true difference with 80 % power at the 5 % level, from the standard
-    deviation of the per-report differences in the same unit; None where they never differ.
+def reports_needed(sd: float) -> int | None:
+    """Reports that settle a true difference of one with 80 % power at the 5 % level, from the
+    standard deviation of the per-report differences; None where they never differ.
 
-    n = ((1.96 + 0.84) * sd / difference)^2.
+    n = ((1.96 + 0.84) * sd)^2.
     """
-    return math.ceil((2.8 * sd / difference) ** 2) if sd > ROUNDING else None
+    return math.ceil((2.8 * sd) ** 2) if sd > ROUNDING else None

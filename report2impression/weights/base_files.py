@@ -141,15 +141,13 @@ def check_base(folder: Path) -> None:
     Pickles may lie beside the safetensors, as in the published bases: they are never opened.
     """
     refuse_code(folder)
-    for name in CONFIGS:
-        if (folder / name).exists():
-            _refuse_code_keys(folder / name, read_json(folder / name))
-    if not (folder / "config.json").exists():
-        return  # transformers says what is missing
-    file = folder / "config.json"
-    settings = read_json(file)
-    _check_sizes(file, settings)
-    _compare_sizes(file, settings, headers(folder))
+    found = {name: read_json(folder / name) for name in CONFIGS if (folder / name).exists()}
+    for name, settings in found.items():
+        _refuse_code_keys(folder / name, settings)
+    if "config.json" in found:  # without, transformers says what is missing
+        file, settings = folder / "config.json", found["config.json"]
+        _check_sizes(file, settings)
+        _compare_sizes(file, settings, headers(folder))
 
 
 def _check_sizes(file: Path, settings: Json) -> None:
