@@ -50,6 +50,14 @@ def _same_torch() -> Iterator[None]:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them is slow."""
+    from report2impression.runs import tracking
+
+    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
     import torch

@@ -111,12 +111,6 @@ def refusal(error: pytest.ExceptionInfo[ConfigError]) -> str:
     return message
 
 
-def test_unknown_target_module(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError) as caught:
-        attach_lora(base_of(tiny), LoraSettings(target_modules=("qkv",)))
-    assert "qkv" in refusal(caught)
-
-
 @pytest.mark.parametrize("stray", ["vv", "lm_head", "shared", "all-linear", "SelfAttention"])
 def test_one_unknown_target_module_among_known_ones(tiny: Tiny, stray: str) -> None:
     """PEFT alone would adapt the others and say nothing."""
@@ -146,70 +140,10 @@ def test_folder_without_an_adapter(tiny: Tiny, tmp_path: Path) -> None:
     assert "adapter_model.safetensors" in refusal(caught)
 
 
-def test_adapter_of_another_base(tiny: Tiny, tmp_path: Path) -> None:
-    other = T5Config(vocab_size=512, d_model=16, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
-    model = attach_lora(T5ForConditionalGeneration(other), LoraSettings(r=4))
-    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
-    with pytest.raises(ConfigError) as caught:
-        load_adapter(base_of(tiny), tmp_path / "adapter")
-    assert str(tmp_path) in refusal(caught)
-
-
-def base_of_depth(n_layers: int) -> T5ForConditionalGeneration:
-    """The tiny base's widths with another number of layers."""
-    sizes = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "vocab_size": 512}
-    return T5ForConditionalGeneration(T5Config(num_layers=n_layers, **sizes))
-
-
-@pytest.mark.parametrize("n_layers", [2, 5])
-def test_adapter_of_a_base_of_other_depth(tmp_path: Path, n_layers: int) -> None:
-    """PEFT alone would load what fits and say nothing."""
-    model = attach_lora(base_of_depth(3), LoraSettings(r=4))
-    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
-    with pytest.raises(ConfigError) as caught:
-        load_adapter(base_of_depth(n_layers), tmp_path / "adapter")
-    assert str(tmp_path) in refusal(caught) and "another base" in str(caught.value)
-    load_adapter(base_of_depth(3), tmp_path / "adapter")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_adapter_that_is_not_finite(tiny: Tiny, tmp_path: Path, value: float) -> None:
-    model = attach_lora(base_of(tiny), LoraSettings(r=4))
-    with torch.no_grad():
-        model.get_submodule("base_model.model.decoder.block.1.layer.0.SelfAttention.v").lora_B[
-            "default"
-        ].weight[0, 0] = value
-    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
-    with pytest.raises(ConfigError) as caught:
-        load_adapter(base_of(tiny), tmp_path / "adapter")
-    assert "decoder.block.1.layer.0.SelfAttention.v.lora_B" in refusal(caught)
-
-
-def test_truncated_adapter(tiny: Tiny, tmp_path: Path) -> None:
-    model = attach_lora(base_of(tiny), LoraSettings(r=4))
-    save_model(model, tmp_path / "adapter", write_extras=lambda folder: None)
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ConfigError) as caught:
-        load_adapter(base_of(tiny), tmp_path / "adapter")
-    assert str(tmp_path) in refusal(caught)
-
-
-def test_no_base_another_model_or_pickled_weights(tiny: Tiny, tmp_path: Path) -> None:
+def test_no_base(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_base(ModelConfig(path=str(tmp_path)))
     assert str(tmp_path) in refusal(caught)
-
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ConfigError) as caught:
-        load_base(ModelConfig(path=str(tmp_path)))
-    assert "bert" in refusal(caught) and "t5" in str(caught.value)
-
-    (tmp_path / "config.json").write_bytes((tiny.base / "config.json").read_bytes())
-    torch.save(base_of(tiny).state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConfigError) as caught:
-        load_base(ModelConfig(path=str(tmp_path)))
-    assert "safetensors" in refusal(caught)
 
 
 def test_no_tokenizer(tiny: Tiny, tmp_path: Path) -> None:

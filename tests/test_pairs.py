@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from report2impression.program.errors import ConfigError, DataError, UserError
 from report2impression.reading.pairs import SPLITS, BadRow, Pair, Split, read_split
@@ -150,31 +147,6 @@ def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read_split("~", "train").pairs) == 1
 
 
-signs = st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\n\v\f\r\x85")
-any_text = st.text(signs, min_size=1).filter(lambda text: any(map(str.isalnum, text)))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text(signs), any_text, any_text), min_size=1, max_size=4))
-def test_round_trip(pairs: list[tuple[str, str, str]]) -> None:
-    clean = [(name.encode(errors="ignore").decode(), *texts) for name, *texts in pairs]
-    rows: Rows = [dict(zip(("id", "prompt", "impressions"), item, strict=True)) for item in clean]
-    want = [
-        Pair(name.strip() or f"train-{index}", prompt.strip(), impression.strip())
-        for index, (name, prompt, impression) in enumerate(clean)
-    ]
-    for ending in FORMATS:
-        with tempfile.TemporaryDirectory() as folder:
-            data = encode(rows, ending)
-            if ending == "csv":  # Python 3.11 leaves a lone CR unquoted if lines end with LF
-                stream = io.StringIO()
-                csv.writer(stream, quoting=csv.QUOTE_ALL).writerows(
-                    [list(rows[0]), *(list(row.values()) for row in rows)]
-                )
-                data = stream.getvalue().encode()
-            assert read_split(put(Path(folder), data, ending), "train").pairs == want
-
-
 @pytest.mark.skipif(not IU_XRAY.is_dir(), reason="the shared iu_xray data are not here")
 def test_real_data() -> None:
     splits = [read_split(str(IU_XRAY), name) for name in SPLITS]
@@ -184,31 +156,12 @@ def test_real_data() -> None:
 
 # ---- bad rows
 
-BAD_CELLS: list[Any] = ["", " \t ", None, 7, 1.5, float("nan"), True, ["a"], {"a": "b"}, "\ud800"]
-
-
-@pytest.mark.parametrize("column", ["prompt", "impressions"])
-@pytest.mark.parametrize("cell", BAD_CELLS, ids=repr)
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_bad_cells_jsonl(tmp_path: Path, column: str, cell: Any, place: int) -> None:
-    rows = [GOOD, GOOD, GOOD]
-    rows[place] = GOOD | {column: cell}
-    check_bad_row(put(tmp_path, rows), place, f"train.jsonl line {place + 1}", f"`{column}`")
-
 
 @pytest.mark.parametrize("cells", [[1, 2], [1.5, None], [True, False], [["a"], None], [" ", None]])
 def test_bad_cells_parquet(tmp_path: Path, cells: list[Any]) -> None:
     path = put(tmp_path, [GOOD | {"prompt": cell} for cell in cells], "parquet")
     fails(DataError, path, "train.parquet row 1", "`prompt`")
     fails(DataError, path, "no row is usable", "2 bad rows", on_bad_row="skip")
-
-
-@pytest.mark.parametrize("ending", FORMATS)
-@pytest.mark.parametrize("cell", ["", "  "])
-def test_empty_cells_in_every_format(tmp_path: Path, ending: str, cell: str) -> None:
-    path = put(tmp_path, [GOOD, GOOD | {"impressions": cell}, GOOD], ending)
-    where = {"jsonl": "line 2", "csv": "line 3", "parquet": "row 2"}[ending]
-    check_bad_row(path, 1, f"train.{ending} {where}", "is empty")
 
 
 @pytest.mark.parametrize("name", ["id", "group", "patient"])
@@ -225,32 +178,6 @@ def test_missing_optional_cells(tmp_path: Path, cell: Any) -> None:
 
 
 ONE = encode([GOOD], "jsonl")
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"", "blank"),
-        (b"  \r", "blank"),
-        (f'{{"prompt": "{CANARY}", "impressions": "{CANARY}'.encode(), "JSON"),
-        (f'"{CANARY}"'.encode(), "not a JSON object"),
-        (f'["{CANARY}"]'.encode(), "not a JSON object"),
-        (b"null", "not a JSON object"),
-        (b'{"prompt": "' + CANARY.encode() + b' \xff", "impressions": "b"}', "UTF-8"),
-        (CANARY.encode("utf-16"), "UTF-8"),
-        (b"[" * 100_000, "JSON"),
-        (f'{{"prompt": "a", "prompt": "{CANARY}", "impressions": "b"}}'.encode(), "twice"),
-        (b'{"prompt": ' + b"9" * 5000 + b', "impressions": "b"}', "JSON"),
-        (b'{"impressions": "b"}', "`prompt` is missing"),
-    ],
-    ids=range(12),
-)
-@pytest.mark.parametrize("place", [0, 1])
-def test_bad_json_lines(tmp_path: Path, line: bytes, reason: str, place: int) -> None:
-    lines = [ONE, ONE]
-    lines.insert(place, line + b"\n")
-    path = put(tmp_path, b"".join(lines))
-    check_bad_row(path, place, f"train.jsonl line {place + 1}", reason)
 
 
 def test_blank_lines_in_a_row_are_numbered(tmp_path: Path) -> None:
@@ -307,27 +234,17 @@ SECRET = CANARY.encode()
 @pytest.mark.parametrize(
     ("ending", "data", "words"),
     [
-        ("jsonl", b"", ["train.jsonl", "no rows"]),
-        ("jsonl", b"\n\n", ["no rows"]),
-        ("csv", b"", ["train.csv", "header"]),
         ("csv", b"\n" + HEADER, ["header"]),
         ("csv", b" , \na,b\n", ["header"]),
-        ("csv", HEADER, ["train.csv", "no rows"]),
-        ("csv", b"prompt,prompt,impressions\na,b,c\n", ["same name"]),
         ("csv", HEADER + b"a,b\n" + SECRET + b",\xff\n", ["train.csv line 3", "UTF-8"]),
         ("csv", (HEADER + b"a,b\n").decode().encode("utf-16"), ["train.csv line 1", "UTF-8"]),
         ("csv", HEADER + b'a,b\n"' + SECRET + b"\n,c\nd,e\n", ["train.csv line 3", "quote"]),
         ("csv", HEADER + b'a,b\n"x" ' + SECRET + b",c\n", ["train.csv line 3", "quote"]),
         ("csv", HEADER[:-1] + b"\ra,b\r", ["train.csv line 1", "CR"]),
-        ("csv", SECRET + b"," + SECRET + b"2\nx,y\n", ["2 names, not shown", "header"]),
         ("csv", b"id,report\n1," + SECRET, ["id, report", "--data.target_column", "prompt"]),
         ("jsonl", b'{"id": 1, "prompt": "x"}', ["id, prompt", "--data.source_column"]),
-        ("parquet", b"", ["train.parquet", "Parquet"]),
-        ("parquet", SECRET * 50, ["train.parquet", "Parquet"]),
-        ("parquet", encode([GOOD] * 9, "parquet")[:-40], ["train.parquet", "Parquet"]),
-        ("parquet", encode([{"prompt": CANARY}], "parquet"), ["found: prompt;"]),
     ],
-    ids=range(19),
+    ids=range(9),
 )
 def test_unusable_files(
     tmp_path: Path, ending: str, data: bytes, words: list[str], mode: str
@@ -335,15 +252,7 @@ def test_unusable_files(
     fails(DataError, put(tmp_path, data, ending), *words, on_bad_row=mode)
 
 
-def test_parquet_without_rows_or_with_broken_text(tmp_path: Path) -> None:
-    empty = pa.table(
-        {"prompt": pa.array([], pa.string()), "impressions": pa.array([], pa.string())}
-    )
-    pq.write_table(empty, tmp_path / "train.parquet")
-    fails(DataError, str(tmp_path), "no rows")
-    text = pa.array([SECRET + b"\xff"], pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"prompt": text, "impressions": ["a"]}), tmp_path / "train.parquet")
-    fails(DataError, str(tmp_path), "train.parquet row 1", "`prompt` is not UTF-8")
+def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
     twice = pa.table([["a"], ["b"], ["c"]], names=["prompt", "prompt", "impressions"])
     pq.write_table(twice, tmp_path / "train.parquet")
     fails(DataError, str(tmp_path), "same name")
@@ -364,14 +273,6 @@ def test_file_that_cannot_be_read(
             *([refuse] if ending != "parquet" else ["__init__", refuse]),
         )
         fails(DataError, path, f"train.{ending}", "PermissionError")
-    (tmp_path / f"train.{ending}").unlink()
-    (tmp_path / f"train.{ending}").mkdir()
-    fails(DataError, path, f"train.{ending}", "not a regular file")
-
-
-def test_fifo_does_not_block(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "train.jsonl")
-    fails(DataError, str(tmp_path), "not a regular file")
 
 
 def test_find_split(tmp_path: Path) -> None:

@@ -13,16 +13,14 @@ from safetensors.torch import load, save
 import train_loop
 from bench.reliability.fault_runs import bits, steps_kept
 from report2impression.program.errors import ResumeError
-from report2impression.runs import checkpoint, durable, tracking
+from report2impression.runs import checkpoint, durable
 from report2impression.training import gradients
 from tests.tiny import Tiny
 
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)  # slow
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def flags(tiny: Tiny, folder: Path, **changes: Any) -> list[str]:

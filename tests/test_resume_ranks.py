@@ -15,7 +15,6 @@ import pytest
 import train_loop
 from bench.reliability import fault_runs
 from bench.reliability.fault_runs import bits, steps_kept
-from report2impression.runs import tracking
 from report2impression.training import gradients
 from tests.test_resume import flags, stopped_after
 from tests.tiny import Tiny, metrics
@@ -26,9 +25,7 @@ HALVES: dict[str, Any] = {"precision": "fp32", "micro_batch_size": 4, "grad_accu
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)  # slow
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")

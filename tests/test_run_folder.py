@@ -23,7 +23,7 @@ from bench.reliability.disk_faults import Fault, ended, faulty, in_a_child, kill
 from bench.reliability.fault_runs import bits, steps_kept
 from report2impression.engine.fast import FastEngine
 from report2impression.program.errors import PreemptedError, ResumeError
-from report2impression.runs import durable, run_folder, tracking
+from report2impression.runs import durable, run_folder
 from report2impression.runs import run as run_module
 from report2impression.runs.checkpoint import Checkpoints
 from report2impression.runs.durable import Stored
@@ -38,9 +38,7 @@ from tests.waiting import until_written
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)  # slow
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from model import PaddedEngine
 from report2impression.engine.models import evaluating
 from report2impression.program.config import load, parse
 from report2impression.program.errors import ConfigError, NumericsError
-from report2impression.runs import tracking
 from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.run_folder import open_run_folder
 from report2impression.training import validation as epoch_end
@@ -370,11 +369,6 @@ class FakeValidation:
     def __call__(self, engine: PaddedEngine, *args: Any, **kwargs: Any) -> float:
         self.seen.append(trainable(engine.model))
         return self.figures[len(self.seen) - 1]
-
-
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)  # slow
 
 
 @pytest.mark.usefixtures("no_curves")

@@ -10,7 +10,6 @@ import pytest
 import train_loop
 from bench.reliability.fault_runs import bits, steps_kept
 from report2impression.extracting import export
-from report2impression.runs import tracking
 from report2impression.weights.folders import find_trained
 from report2impression.weights.options import ModelConfig
 from report2impression.weights.trained import trained_model
@@ -18,12 +17,7 @@ from tests.families import FAMILIES, make_base
 from tests.test_resume import stopped_after
 from tests.tiny import Tiny, metrics
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "draw_curves", lambda *_: None)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_curves")]
 
 
 def flags(tiny: Tiny, base: Path, folder: Path) -> list[str]:
