@@ -12,7 +12,6 @@ from safetensors.torch import load, save
 
 import train_loop
 from bench.reliability.fault_runs import bits, steps_kept
-from report2impression.program.errors import ResumeError
 from report2impression.runs import checkpoint, durable
 from report2impression.training import gradients
 from tests.tiny import Tiny
@@ -217,25 +216,6 @@ def test_the_scaler_goes_on_where_it_was() -> None:
     told = steps(first, 5)
     second.restore(first.files())
     assert told + steps(second, 3) == scales
-
-
-@pytest.mark.parametrize("change", ["missing", "more", "shape"])
-def test_weights_of_another_model_are_named_and_nothing_has_changed(change: str) -> None:
-    def state(sizes: tuple[int, ...]) -> checkpoint.TrainingState:
-        engine = torch.nn.Sequential(*(torch.nn.Linear(n, n) for n in sizes))
-        optimizer = torch.optim.AdamW(engine.parameters())
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        return checkpoint.TrainingState(
-            engine, optimizer, scaler, checkpoint.Progress(torch.zeros(()))
-        )
-
-    sizes = {"missing": (2,), "more": (2, 2, 2), "shape": (2, 3)}[change]
-    here, there = state((2, 2)), state(sizes)
-    before = [weight.clone() for weight in here.engine.parameters()]
-    there.progress.step = 7
-    with pytest.raises(ResumeError, match=r"2\.(bias|weight)|1\.(bias|weight)"):
-        here.restore(there.files())
-    assert all(map(torch.equal, here.engine.parameters(), before)) and here.progress.step == 0
 
 
 def test_a_folder_that_cannot_be_made_is_told(

@@ -117,20 +117,6 @@ def test_lsum_of_items_on_one_line_needs_the_splitter():
     assert one.rouge["rougeL"][0] == one.rouge["rougeLsum"][0] < one.rouge[SPLIT][0]
 
 
-@pytest.mark.parametrize("stemmer", [True, False])
-def test_rouge_is_bit_equal_to_rouge_score(stemmer):
-    predictions, references = random_pairs(2000, seed=5 + stemmer)
-    ours = rouge(predictions, references, stemmer=stemmer)
-    golden = RougeScorer(ROUGE, use_stemmer=stemmer)
-    pairs = zip(references, predictions, strict=True)
-    expected = [golden.score(reference, prediction) for reference, prediction in pairs]
-    for name in ROUGE:
-        theirs = np.array([row[name].fmeasure for row in expected])
-        assert ours[name].shape == (2000,)
-        assert np.abs(ours[name] - theirs).max() == 0.0, name
-        assert len(np.unique(theirs)) > 50 and theirs.max() == 1.0, "the pairs prove too little"
-
-
 def test_the_stemmer_matters_in_the_golden_pairs():
     predictions, references = random_pairs(2000, seed=6)
     with_stemmer, without = (rouge(predictions, references, stemmer=s) for s in (True, False))
@@ -242,12 +228,10 @@ def test_perfect_predictions_score_100():
 
 def test_scores_are_plain_means_in_percent():
     predictions, references = random_pairs(300, seed=3)
-    for stemmer in (True, False):
-        result = scores(predictions, references, stemmer=stemmer)
-        per_report = rouge(predictions, references, stemmer=stemmer)
-        assert tuple(result) == METRICS
-        assert all(result[name] == 100 * per_report[name].mean() for name in ROUGE)
-        assert result["bleu"] == sacrebleu.corpus_bleu(predictions, [references]).score
+    result, per_report = scores(predictions, references), rouge(predictions, references)
+    assert tuple(result) == METRICS
+    assert all(result[name] == 100 * per_report[name].mean() for name in ROUGE)
+    assert result["bleu"] == sacrebleu.corpus_bleu(predictions, [references]).score
 
 
 @pytest.mark.parametrize("function", [rouge, scores, statistics])

@@ -39,7 +39,6 @@ from tests.tiny import (
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CANARY = "zebrafish Ωmega 4711 opacity"
 
 
 # --- one optimizer step is one set of examples, however it is cut -------------------------------
@@ -595,23 +594,6 @@ def test_bad_flags(
 ) -> None:
     code, message = failure(capfd, [*tiny.flags(tmp_path / "run"), flag])
     assert code == 2 and named in message
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("cell", ["", "  ", None], ids=["empty", "blank", "null"])
-def test_bad_cells_name_the_place_and_never_the_text(
-    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], cell: str | None
-) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    rows = [{"prompt": CANARY, "impressions": CANARY}, {"prompt": CANARY, "impressions": cell}]
-    for split in ("train", "validation"):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (data / f"{split}.jsonl").write_text(text)
-    code, message = failure(capfd, tiny.flags(tmp_path / "run", data__path=data))
-    assert code == 3
-    assert "train.jsonl" in message and "2" in message and "impressions" in message
-    assert not any(word in message for word in CANARY.split())
     assert not (tmp_path / "run").exists()
 
 

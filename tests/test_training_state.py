@@ -126,9 +126,13 @@ def test_another_model_is_told_to_the_letter(sizes: tuple[int, ...], message: st
         optimizer = torch.optim.AdamW(engine.parameters())
         return TrainingState(engine, optimizer, scaler, Progress(torch.zeros(())))
 
+    here, there = state((2, 2)), state(sizes)
+    before = [weight.clone() for weight in here.engine.parameters()]
+    there.progress.step = 7
     with pytest.raises(ResumeError) as caught:
-        state((2, 2)).restore(state(sizes).files())
+        here.restore(there.files())
     assert str(caught.value) == message
+    assert all(map(torch.equal, here.engine.parameters(), before)) and here.progress.step == 0
 
 
 class Clock:

@@ -139,14 +139,15 @@ def parse_json(line: bytes) -> Row:
     return row if isinstance(row, dict) else "the line is not a JSON object"
 
 
-def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json's object_pairs_hook. ValueError: a key twice."""
     row = dict(items)
     if len(row) != len(items):
         raise ValueError  # which of the two values is meant cannot be known
     return row
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)  # `json.loads` makes one for every line
+_JSON = json.JSONDecoder(object_pairs_hook=unique_keys)  # `json.loads` makes one for every line
 
 
 def json_rows(file: Path) -> Iterator[tuple[int, Row]]:

@@ -128,11 +128,9 @@ def _as_number(word: re.Match[str]) -> str:
     return text if text.isascii() else "".join(f"{ord(sign):07d}" for sign in text.casefold())
 
 
-def scores(
-    predictions: Sequence[str], references: Sequence[str], *, stemmer: bool = True
-) -> dict[str, float]:
+def scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Every name in METRICS, in percent: plain mean of the reports' F1, and corpus BLEU."""
-    per_report = rouge(predictions, references, stemmer=stemmer)
+    per_report = rouge(predictions, references)
     means = {name: 100 * float(values.mean()) for name, values in per_report.items()}
     return {**means, "bleu": sacrebleu.BLEU().corpus_score(predictions, [references]).score}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from report2impression.program.errors import ConfigError
+from report2impression.reading.rows import unique_keys
 
 Json = dict[str, Any]
 
@@ -78,17 +79,10 @@ def read_json(file: Path, limit: int = MAX_JSON) -> Json:
 def parse_json(data: bytes) -> Json | None:
     """The object in these bytes; None if that is no strict JSON."""
     try:
-        content = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
+        content = json.loads(data, object_pairs_hook=unique_keys, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _unique(items: list[tuple[str, Any]]) -> Json:
-    content = dict(items)
-    if len(content) != len(items):
-        raise ValueError
-    return content
 
 
 def _refuse(constant: str) -> float:

@@ -13,10 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
 from report2impression.program.errors import ConfigError
+from report2impression.reading.hub import HUB_TIMEOUT_S
 from report2impression.weights.base_files import check_base
-
-HUB_TIMEOUT_S = 10.0
-
 
 # What the libraries raise for files that are missing, broken, or of another model, and for hubs
 # that cannot be reached. Around their calls only: in a line of ours each of these is a bug.
