@@ -322,6 +322,18 @@ def test_a_gap_is_that_of_spacys_matcher(text: str) -> None:
     assert {(f"{one.kind}/{one.concept}", one.start, one.end) for one in found} == due
 
 
+def test_one_item_for_one_thing_said() -> None:
+    """A general term and the finding that it holds, or the other way round, are the longer one."""
+    for text, due in [
+        ("no acute traumatic injury", "acute traumatic injury"),
+        ("no other intra-abdominal injury", "intra-abdominal injury"),
+        ("no active cardiopulmonary disease", "active cardiopulmonary disease"),
+    ]:
+        kinds = ("finding", "general")
+        terms = [t for s in negation.parse(text) for t in s.terms if t.kind in kinds]
+        assert [text[term.start : term.end] for term in terms] == [due] and terms[0].denied
+
+
 def test_values_of_marks() -> None:
     def values(text: str, kind: str) -> list[set[str]]:
         return [set(mark.values) for mark in marks(text) if mark.kind == kind]

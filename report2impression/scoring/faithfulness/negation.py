@@ -17,7 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from report2impression.scoring.faithfulness.clinical_terms import ANATOMY, FINDING, lexicon, phrases
+from report2impression.scoring.faithfulness.clinical_terms import (
+    ANATOMY,
+    FINDING,
+    GENERAL,
+    lexicon,
+    phrases,
+)
 from report2impression.scoring.faithfulness.statements import starts
 from report2impression.scoring.splitter import unit_spans
 
@@ -157,8 +163,8 @@ def flagged(
 
 
 class Finder:
-    """A doc and its lower-case words -> the findings, of which none overlaps another, and then all
-    organs, signs and general terms."""
+    """A doc and its lower-case words -> the findings and general terms, of which none overlaps
+    another, and then all organs and signs."""
 
     def __init__(self, nlp: "Language") -> None:
         from spacy.matcher import PhraseMatcher
@@ -183,9 +189,9 @@ class Finder:
 
         found = [Words(start, end, *self._concepts[key]) for key, start, end in self._exact(doc)]
         found += self.with_gap(words)
-        findings: Any = [term for term in found if term.kind == FINDING]
-        apart: Any = filter_spans(findings)  # it asks for start and end alone
-        return [*apart, *(term for term in found if term.kind != FINDING)]
+        items: Any = [term for term in found if term.kind in (FINDING, GENERAL)]
+        apart: Any = filter_spans(items)  # it asks for start and end alone
+        return [*apart, *(term for term in found if term.kind not in (FINDING, GENERAL))]
 
     def with_gap(self, words: Sequence[str]) -> Iterator[Words]:
         """The terms that have a "..": "heart size is mildly enlarged"."""
