@@ -250,6 +250,22 @@ def test_fhir_tells_how_urgent_it_is_only_if_asked(asked: bool, tmp_path: Path) 
     assert ("RID49480" in (tmp_path / "out.ndjson").read_text()) == asked
 
 
+@pytest.mark.parametrize(("n_german", "is_told"), [(2, True), (1, False)])
+def test_the_summary_says_that_most_reports_are_not_english(
+    n_german: int, is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["Kein Nachweis einer frischen Fraktur."] * n_german
+    texts += ["There is no acute fracture of the left wrist."] * (3 - n_german)
+    rows = [json.dumps({"id": str(i), "impression": text}) for i, text in enumerate(texts)]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    flags = [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+    extract.main(["--structure_only", *flags])
+    told = f"note: {n_german} of 3 reports are not in English"
+    assert (told in capsys.readouterr().out) == is_told
+    extract.main(["--structure_only", *flags, "--resume"])  # all are there: nothing to note
+    assert "not in English" not in capsys.readouterr().out
+
+
 def test_nothing_written_is_no_draft(extractor: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
     from report2impression.extracting import extractor as module
 
