@@ -322,6 +322,19 @@ def test_a_gap_is_that_of_spacys_matcher(text: str) -> None:
     assert {(f"{one.kind}/{one.concept}", one.start, one.end) for one in found} == due
 
 
+def test_words_without_end_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = negation.parser()
+    most = first.n_words + 100
+    monkeypatch.setattr(negation, "MOST_WORDS", most)
+    texts = [f"no effusion of zq{i}q left nodule zr{i}r" for i in range(200)]
+    found = []
+    for text in texts:
+        found.append(negation.parse(text))
+        assert negation.parser().n_words <= most + len(text.split())
+    assert negation.parser() is not first
+    assert found == list(map(first, texts))
+
+
 def test_one_item_for_one_thing_said() -> None:
     """A general term and the finding that it holds, or the other way round, are the longer one."""
     for text, due in [

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 VERTEBRA = re.compile(r"[ctl]\d{1,2}(-[ctls]?\d{1,2})?")
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character, as broken JSON has: spaCy refuses it
 GAP = 5  # words that ".." in a term may stand for
+MOST_WORDS = 100_000  # different ones that spaCy keeps, half a KiB each, before it begins anew
 NO_GAP = {"a", "an", "there", "no", "normal", "clear", "without", "which"}
 
 KINDS = ("pseudo", "preceding", "following", "termination")  # NegEx's
@@ -70,6 +71,8 @@ class Words(NamedTuple):
 
 def parse(text: str) -> list[Statement]:
     """The statements, in order; together they hold every word of the text."""
+    if parser().n_words > MOST_WORDS:
+        parser.cache_clear()
     return parser()(SURROGATE.sub("\ufffd", text))
 
 
@@ -87,6 +90,12 @@ class Parser:
     def __init__(self, nlp: "Language") -> None:
         self._cut, self.find = nlp.tokenizer, Finder(nlp)
         self.denied, self.suspected = negex(nlp)
+
+    @property
+    def n_words(self) -> int:
+        """Different ones seen so far: spaCy keeps each, so that a service would grow for as long as
+        it reads names and numbers."""
+        return len(self._cut.vocab)
 
     def __call__(self, text: str) -> list[Statement]:
         doc = self._cut(text)
