@@ -10,6 +10,7 @@ line is JSON.
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,12 +42,21 @@ from report2impression.runs.recipe import TrainConfig
 from report2impression.weights.folders import find_trained
 
 PART = 50
-# A small process starts the program: a child's peak is no less than what its parent had.
+TENTHS = (1, 5, 10)  # of the output, at which the resident memory is told
+# A small process starts the program: a child's peak is no less than what its parent had. Each line:
+# bytes written, KiB resident; the last is the peak.
 WAITS = """
-import os, subprocess, sys
-_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:]).pid, 0)
-print(usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
+import os, subprocess, sys, time
+output, *program = sys.argv[1:]
+child = subprocess.Popen(program).pid
+while not (ended := os.wait4(child, os.WNOHANG))[0]:
+    with open(f"/proc/{child}/status") as status:
+        resident = [line.split()[1] for line in status if line.startswith("VmRSS")]
+    if resident and os.path.exists(output):
+        print(os.path.getsize(output), *resident, flush=True)
+    time.sleep(1)
+print(ended[2].ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(ended[1]))
 """
 
 
@@ -118,15 +128,24 @@ def peak(config: ExtractionConfig, given: Path, folder: str) -> dict[str, Any]:
     flags = [f"--input={given}", f"--output={output}", "--cpu"]
     flags += [f"--max_new_tokens={config.max_new_tokens}", f"--block_size={config.block_size}"]
     program = [sys.executable, "extract.py", *what, *flags]
-    waits = [sys.executable, "-c", WAITS, *program]
+    waits = [sys.executable, "-c", WAITS, str(output), *program]
     done = subprocess.run(waits, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"extract.py ended with {done.returncode}")
-    with output.open("rb") as lines:
-        return {
-            "reports": sum(1 for _ in lines),
-            "peak_mib": int(done.stdout.splitlines()[-1]) / 1024,
-        }
+    lines = [list(map(int, line.split())) for line in re.findall(r"^[\d ]+$", done.stdout, re.M)]
+    *samples, (kib,) = lines
+    with output.open("rb") as written:
+        n = sum(1 for _ in written)
+    return {"reports": n, "resident_mib": resident(samples, output), "peak_mib": kib / 1024}
+
+
+def resident(samples: Sequence[Sequence[int]], output: Path) -> list[float]:
+    """MiB when so many tenths of the output were written."""
+    whole = output.stat().st_size
+    return [
+        min((abs(size / whole - tenths / 10), kib) for size, kib in samples)[1] / 1024
+        for tenths in TENTHS
+    ]
 
 
 def peaks(config: ExtractionConfig) -> list[dict[str, Any]]:
@@ -148,8 +167,9 @@ def main() -> None:
     told: dict[str, Any] = {"cpu": cpu_name()}
     if config.many:
         told["memory"] = peaks(config)
-        rows = [(f["reports"], f["peak_mib"]) for f in told["memory"]]
-        print_table("Memory", ("reports", "peak, MiB"), rows, digits=0)
+        rows = [(f["reports"], *f["resident_mib"], f["peak_mib"]) for f in told["memory"]]
+        columns = ("reports", *(f"MiB at {10 * tenths} %" for tenths in TENTHS), "peak, MiB")
+        print_table("Memory", columns, rows, digits=0)
     else:
         asked = EvalConfig(
             adapter=config.adapter, n=config.n, max_new_tokens=config.max_new_tokens,
