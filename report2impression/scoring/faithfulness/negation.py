@@ -88,14 +88,14 @@ class Parser:
     """Text -> statements."""
 
     def __init__(self, nlp: "Language") -> None:
-        self._cut, self.find = nlp.tokenizer, Finder(nlp)
+        self._cut, self._vocab, self.find = nlp.tokenizer, nlp.vocab, Finder(nlp)
         self.denied, self.suspected = negex(nlp)
 
     @property
     def n_words(self) -> int:
         """Different ones seen so far: spaCy keeps each, so that a service would grow for as long as
         it reads names and numbers."""
-        return len(self._cut.vocab)
+        return len(self._vocab)
 
     def __call__(self, text: str) -> list[Statement]:
         doc = self._cut(text)
