@@ -271,6 +271,7 @@ COLUMNS = [
     "merges",
     "writes = HF",
     "exports",
+    "two processes",
 ]
 
 
