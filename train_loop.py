@@ -45,6 +45,7 @@ from report2impression.runs.run import open_run, tell_run
 from report2impression.runs.sharding import whole
 from report2impression.runs.tracking import Tracker
 from report2impression.training.gradients import gradient_sum
+from report2impression.training.graphs import graphs_of
 from report2impression.training.updates import (
     SkipGuard,
     apply_update,
@@ -92,21 +93,25 @@ def train(
     others: dict[str, Stateful] = {"skips": guard, "tracker": tracker}
     state = TrainingState(engine, optimizer, scaler, progress, others)
     checkpoints.restore(state)
+    graphs = graphs_of(config, accelerator, engine, scaler, collate, dataset)
 
     for epoch in range(progress.epoch, config.epochs):
         examples = dataset.for_epoch(epoch)
         steps = config.plan(examples, epoch, n_ranks)
         left = steps[progress.offset :]
-        loader = iter(rank_batches(examples, left, rank, collate, device))
+        loader = iter(rank_batches(examples, left, rank, graphs.collate, device))
         forward.train()
         for step in left:
             for number in range(len(step.micro_batches)):
                 batch = next(loader)
                 torch.manual_seed(mix_seed(config.seed, progress.step, number * n_ranks + rank))
+                factor = gradients.factor / step.n_label_tokens
                 with gradients.micro_batch(step, number):
-                    with autocast(device, precision):
-                        loss = forward(batch.to(device))  # summed over the label tokens
-                    scaler.scale(loss * (gradients.factor / step.n_label_tokens)).backward()
+                    loss = graphs.step(batch, factor)
+                    if loss is None:
+                        with autocast(device, precision):
+                            loss = forward(batch.to(device))  # summed over the label tokens
+                        scaler.scale(loss * factor).backward()
                 gradients.add(loss.detach(), step, number)
             step_loss, wish = gradients.finish(checkpoints.wish())
 
@@ -115,7 +120,7 @@ def train(
             finite = torch.isfinite(norm) & torch.isfinite(step_loss)
             rate.copy_(schedule(progress.updates))
             apply_update(optimizer, scaler, finite)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=graphs.replaces_gradients)
             progress.advance(finite)
 
             guard.observe(progress.step, [dataset.ids[i] for i in step.indices], finite)

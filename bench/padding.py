@@ -17,8 +17,8 @@ from bench.flops import StepFlops
 from bench.peers import grouped_batches, random_batches
 from bench.train_speed import our_batches
 from data import ExtractDataset
-from report2impression.batching.collation import GRID_MULTIPLE
 from report2impression.batching.plan import plan_epoch
+from report2impression.batching.shapes import GRID_MULTIPLE
 from report2impression.program.terminal import print_table
 
 RANKS = (2, 4, 8)

@@ -22,7 +22,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -36,6 +38,7 @@ from report2impression.engine.fast import FastEngine
 from report2impression.engine.precision import DTYPES, autocast
 from report2impression.runs.recipe import TrainConfig
 from report2impression.runs.tracking import Tracker
+from report2impression.training import graphs as training_graphs
 from report2impression.training.updates import SkipGuard
 from tests.test_fast_t5 import adapted_t5, examples
 
@@ -46,6 +49,7 @@ LINEAR = {ATEN.mm, ATEN.addmm}
 PRODUCTS = {*LINEAR, ATEN.bmm, ATEN.baddbmm}
 IN_PLACE = {ATEN._fused_adamw_, ATEN._amp_update_scale_}
 IN_PLACE |= {ATEN._amp_foreach_non_finite_check_and_unscale_}
+FREE = {"detach", "_unsafe_view", "device", "_record_function_enter_new", "_record_function_exit"}
 FULL = {torch.float32, torch.int32}  # of the scaler's count
 
 
@@ -58,9 +62,13 @@ class Strict(TorchDispatchMode):
         self.waiting_is_allowed = True
         self.products: set[torch.dtype] = set()  # of LINEAR
         self.seen: set[Any] = set()  # of IN_PLACE
+        self.n_launched = 0  # operations that a GPU would compute
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        name = func._overloadpacket.__name__
+        is_free = name.startswith(("empty", "new_empty")) or name in FREE
+        self.n_launched += not (func.is_view or is_free)
         if func._overloadpacket in PRODUCTS:
             dtypes = {part.dtype for part in args if isinstance(part, Tensor)}
             assert len(dtypes) == 1, f"{func} of {sorted(map(str, dtypes))}"
@@ -71,10 +79,11 @@ class Strict(TorchDispatchMode):
                 self._wait("a value is read")
             return 1.0 if args[0].is_floating_point() else 1
         if func in (ATEN._to_copy.default, ATEN.copy_.default):
-            source = args[-1] if func is ATEN.copy_.default else args[0]
+            source = args[1] if func is ATEN.copy_.default else args[0]
             target = args[0].device if func is ATEN.copy_.default else kwargs.get("device")
             to_host = source.device.type == "cuda" and torch.device(target or CUDA).type == "cpu"
-            if to_host and not kwargs.get("non_blocking"):
+            waits_not = kwargs.get("non_blocking") or args[2:] == (True,)
+            if to_host and not waits_not:
                 self._wait("a copy to the host")
         if func._overloadpacket in IN_PLACE:  # torch has no fake form of these
             parts = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -149,6 +158,9 @@ def prepare() -> None:
         def synchronize(self) -> None: ...
 
     torch.cuda.Event = Event  # type: ignore[misc, assignment]
+    torch.cuda.graph_pool_handle = lambda: None  # type: ignore[assignment, return-value]
+    for supported in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
+        supported.append(FakeTensor)  # many weights in one operation, as real ones
     Tensor.backward = backward  # type: ignore[method-assign, assignment]
 
 
@@ -200,22 +212,36 @@ def engine(kind: str, precision: str, *, gated: bool = False) -> None:
             assert gradient.dtype == torch.float32
 
 
-def loop(kind: str, precision: Literal["fp16", "fp32"]) -> None:
-    """Three steps of train_loop.train: autocast, GradScaler, clipping, fused AdamW, the guard."""
+def loop(
+    kind: str,
+    precision: Literal["fp16", "fp32"],
+    *,
+    graphs: bool = False,
+    n_layers: int = 1,
+    accumulated: int = 2,
+) -> int:
+    """Three steps of train_loop.train: autocast, GradScaler, clipping, fused AdamW, the guard ->
+    operations of the last."""
     source, target = (Tokens(np.ones(n * 8, np.int32), np.arange(9) * n, 0) for n in (30, 9))
     dataset = ExtractDataset("train", [str(i) for i in range(8)], source, target)
     config = TrainConfig(
-        micro_batch_size=2, grad_accum_steps=2, epochs=2, max_steps=3, precision=precision
+        micro_batch_size=4 // accumulated,
+        grad_accum_steps=accumulated,
+        epochs=2,
+        max_steps=3,
+        precision=precision,
+        cuda_graphs=graphs,
     )
     accelerator: Any = SimpleNamespace(
-        **{"device": CUDA, "process_index": 0, "num_processes": 1},
+        **{"device": CUDA, "process_index": 0, "num_processes": 1, "is_main_process": True},
         prepare_model=lambda engine: engine,
         no_sync=lambda _: nullcontext(),
         reduce=lambda tensor, _: tensor,
     )
-    model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=1)
+    model = adapted_t5(dropout=0.1, lora_dropout=0.1, num_layers=n_layers)
     judged: list[int] = []
-    guard = SkipGuard._judge
+    replayed: list[int] = []
+    guard, record = SkipGuard._judge, training_graphs.record
     SkipGuard._judge = lambda self, step, *_: judged.append(step)  # type: ignore[method-assign]
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
     collate = collator(packed=kind == "fast", start_id=0, pad_id=0, device=CUDA)
@@ -232,19 +258,49 @@ def loop(kind: str, precision: Literal["fp16", "fp32"]) -> None:
                 # at its rate.
                 strict.waiting_is_allowed = n_forwards == 1 or kind == "hf"
 
+            def recorded(run: Callable[[], Tensor], _: Any) -> Any:
+                run()
+                return lambda: replayed.append(strict.n_launched), run()
+
+            training_graphs.record = recorded  # type: ignore[assignment]
             tested.register_forward_pre_hook(begun)
             tracker = Tracker(Path(), n_steps=100, log_every=50, enabled=False)
+            n_launched, step = [0], tracker.step
+
+            def counted(*args: Any, **figures: Any) -> None:
+                step(*args, **figures)
+                n_launched.append(strict.n_launched)
+
+            tracker.step = counted  # type: ignore[method-assign]
             end: Callable[..., bool] = lambda *_: False  # noqa: E731
             train_loop.train(
                 *(config, accelerator, tested, collate, dataset, tracker, end), scaler=scaler
             )
             assert strict.seen == (IN_PLACE if precision == "fp16" else {ATEN._fused_adamw_})
-            assert n_forwards == 6 and tracker.n_done == 3
+            n_batches = 3 * accumulated
+            assert n_forwards == (2 if graphs else n_batches) and tracker.n_done == 3
+            assert len(replayed) == n_batches * graphs
             assert judged == [1, 2, 3], "each step's flag is judged, one step late"
             for weight in tested.parameters():
                 assert weight.device == CUDA
+            return n_launched[3] - n_launched[2] + len(replayed) // 3
     finally:
-        SkipGuard._judge = guard  # type: ignore[method-assign]
+        SkipGuard._judge, training_graphs.record = guard, record  # type: ignore[method-assign]
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float, scale: float) -> Tensor:
+    """What a GPU takes for attention with a bias: one operation."""
+    attend = ATEN._scaled_dot_product_efficient_attention
+    return attend(q, k, v, bias, True, dropout_p, False, scale=scale)[0]
+
+
+def few_launches() -> None:
+    """With graphs: a step of one micro-batch, six layers a side."""
+    nn.functional.scaled_dot_product_attention = fused  # type: ignore[assignment]
+    same: dict[str, Any] = {"n_layers": 6, "accumulated": 1}
+    counts = [loop("fast", "fp16", graphs=graphs, **same) for graphs in (False, True)]
+    print(json.dumps({"operations of a step without and with CUDA graphs": counts}))
+    assert counts[1] < counts[0] / 20
 
 
 def decoder(precision: Literal["fp16", "fp32"]) -> None:
@@ -295,7 +351,7 @@ def finds_two_devices() -> None:
     raise AssertionError("two devices were not seen")
 
 
-CHECKS: dict[str, Callable[[], None]] = {
+CHECKS: dict[str, Callable[[], object]] = {
     "a wait is found": finds_a_wait,
     "two types are found": finds_two_types,
     "two devices are found": finds_two_devices,
@@ -305,6 +361,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "hf engine, fp16": partial(engine, "hf", "fp16"),
     "loop, fast engine, fp16": partial(loop, "fast", "fp16"),
     "loop, hf engine, fp16": partial(loop, "hf", "fp16"),
+    "loop, CUDA graphs, fp16": partial(loop, "fast", "fp16", graphs=True),
+    "CUDA graphs, launches": few_launches,
     "decoder, fp16": partial(decoder, "fp16"),
 }
 

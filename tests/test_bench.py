@@ -93,6 +93,15 @@ def test_padding(tiny: Tiny) -> None:
     assert set(found["rank_imbalance"]) == {"2", "4", "8"}
 
 
+@pytest.mark.parametrize("flags", [(), ("--drawn=500",)])
+def test_graphs(tiny: Tiny, flags: tuple[str, ...]) -> None:
+    found = last_line(tiny, "graphs", *flags)
+    first, later = found["epochs"]
+    assert 1 <= found["graphs"] <= 32 and first["held"] == 1 and 0.8 < later["held"] <= 1
+    for epoch in (first, later):
+        assert 0 < epoch["tokens_without"] <= epoch["tokens_with"]
+
+
 def test_memory_of_one_row(tiny: Tiny) -> None:
     found = last_line(tiny, "memory", "--rows=ours_fp32")["ours_fp32"]
     assert found["peak"] >= found["libraries"] > 0

@@ -4,15 +4,18 @@ import copy
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from model import PaddedEngine
-from report2impression.batching.collation import TOKEN_MULTIPLE, collate_padded
+from report2impression.batching.collation import TOKEN_MULTIPLE, collate_packed, collate_padded
+from report2impression.batching.shapes import Shape
 from report2impression.engine.batch import PackedBatch
 from report2impression.engine.fast import FastEngine
+from report2impression.training.graphs import Graphs
 from report2impression.training.updates import SkipGuard, learning_rate
 from tests.test_fast_t5 import adapted_t5, examples, gradients, packed
 from tests.tiny import ROOT, Tiny, metrics
@@ -136,3 +139,39 @@ def test_compiled_fast_engine_learns(tiny: Tiny, tmp_path: Path) -> None:
     launch(1, gpu_flags(tiny, tmp_path, precision="auto", epochs=3, compile="true"))
     losses = [step["loss"] for step in metrics(tmp_path, "step")]
     assert losses[-1] < losses[0]
+
+
+# --- CUDA graphs ---------------------------------------------------------------------------------
+
+
+def test_steps_by_graphs_have_the_losses_of_plain_ones(tiny: Tiny, tmp_path: Path) -> None:
+    same = {"precision": "fp32", "micro_batch_size": 4, "grad_accum_steps": 2, "epochs": 2}
+    for name in ("true", "false"):
+        done = launch(1, gpu_flags(tiny, tmp_path / name, cuda_graphs=name, **same))
+        assert ("CUDA graphs: " in done.stdout) == (name == "true")
+        assert "CUDA graphs: none" not in done.stdout
+    pairs = zip(*(metrics(tmp_path / name, "step") for name in ("true", "false")), strict=True)
+    for ours, plain in pairs:
+        assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-2)
+
+
+def test_a_replay_reads_its_batch_and_draws_by_its_seed() -> None:
+    collate = partial(collate_packed, start_id=0, pad_id=0, multiple=TOKEN_MULTIPLE["cuda"])
+    shapes = [Shape(4, 256, 64, 128, 32), Shape(3, 128, 48, 128, 32)]
+    engine = FastEngine(adapted_t5(dropout=0.1, lora_dropout=0.1).cuda(), torch.float32)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    graphs = Graphs(engine, scaler, shapes, collate, torch.device("cuda"))
+
+    def losses(*seeds: int) -> list[float]:
+        found = []
+        for seed, shape in zip(seeds, (0, 1, 0, 1), strict=True):
+            torch.manual_seed(seed)
+            loss = graphs.step(collate(examples(LENGTHS), shapes=shapes[shape:][:1]), 1.0)
+            assert loss is not None
+            found.append(loss.item())
+        return found
+
+    first = losses(1, 2, 3, 4)
+    assert losses(1, 2, 3, 4) == pytest.approx(first, rel=1e-5)
+    assert len({round(loss, 4) for loss in first}) == 4

@@ -10,10 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from report2impression.batching.shapes import (
+    GRID_MULTIPLE,
+    Shape,
+    grid_width,
+    shape_of,
+    smallest,
+)
 from report2impression.engine.batch import Batch, PackedBatch, PaddedBatch, Places
 
 IGNORE_INDEX = -100  # what torch's cross_entropy ignores by default
-GRID_MULTIPLE = 16  # places: whole vectors on a CPU, aligned fused attention on CUDA
 # Packed tokens round up to these: few distinct shapes. oneDNN prepares every new shape of a product
 # for half a millisecond; CUDA graphs and compiled code want fewer still.
 TOKEN_MULTIPLE = {"cpu": 16, "cuda": 128}
@@ -66,27 +72,33 @@ def collate_packed(
     pad_id: int,
     multiple: int = 1,
     cut: bool = False,
+    shapes: Sequence[Shape] = (),
 ) -> PackedBatch:
     """Tokens without padding, and where they stand in padded grids (for attention alone).
 
     `multiple` rounds N and M up with tokens that nobody looks at. No examples at all give one
     padding token and no label, as in `collate_padded`. `cut` puts long to short, in grids of like
-    lengths.
+    lengths. Of `shapes` (falling by cost) the batch takes the cheapest that holds it, if any.
     """
-    if not examples:
-        examples = [(np.array([pad_id], dtype=np.int32), np.array([IGNORE_INDEX], dtype=np.int32))]
+    empty = (np.array([pad_id], dtype=np.int32), np.array([IGNORE_INDEX], dtype=np.int32))
+    examples = examples or [empty]
+    lengths = [len(source) for source, _ in examples], [len(target) for _, target in examples]
+    shape = smallest(shapes, *lengths) or shape_of(*lengths, multiple)
+    examples = [*examples, *[empty] * (shape.n_examples - len(examples))]
     segments = _segments(examples) if cut else [examples]
     sources = [[source for source, _ in segment] for segment in segments]
     labels = [[target for _, target in segment] for segment in segments]
     start = np.array([start_id], dtype=np.int32)
     shifted = [[np.concatenate([start, row[:-1]]) for row in rows] for rows in labels]
-    grids = _grids(sources, multiple)
+    # Several grids are as wide as each needs.
+    widths = (0, 0) if cut else (shape.source_width, shape.target_width)
+    grids = _grids(sources, shape.source_tokens, widths[0])
     return PackedBatch(
-        source_ids=_packed(sources, pad_id, multiple),
-        decoder_ids=_packed(shifted, pad_id, multiple),
-        labels=_packed(labels, IGNORE_INDEX, multiple),
+        source_ids=_packed(sources, pad_id, shape.source_tokens),
+        decoder_ids=_packed(shifted, pad_id, shape.target_tokens),
+        labels=_packed(labels, IGNORE_INDEX, shape.target_tokens),
         sources=grids,
-        targets=_grids(labels, multiple),
+        targets=_grids(labels, shape.target_tokens, widths[1]),
         keys=[_keys(rows, grid.slots.shape[1]) for rows, grid in zip(sources, grids, strict=True)],
     )
 
@@ -97,11 +109,11 @@ def _keys(rows: Sequence[NDArray], width: int) -> torch.Tensor:
     return torch.arange(width) < lengths[:, None]
 
 
-def _grids(segments: Sequence[Sequence[NDArray]], multiple: int) -> list[Places]:
+def _grids(segments: Sequence[Sequence[NDArray]], n_tokens: int, width: int) -> list[Places]:
     """One for each segment; the last one holds the tokens that round up."""
-    n_extra = -sum(len(row) for rows in segments for row in rows) % multiple
+    n_extra = n_tokens - sum(len(row) for rows in segments for row in rows)
     extras = [0] * (len(segments) - 1) + [n_extra]
-    return [_places(rows, extra) for rows, extra in zip(segments, extras, strict=True)]
+    return [_places(rows, extra, width) for rows, extra in zip(segments, extras, strict=True)]
 
 
 def _segments(examples: Sequence[Example]) -> list[list[Example]]:
@@ -116,18 +128,16 @@ def _segments(examples: Sequence[Example]) -> list[list[Example]]:
     return segments
 
 
-def _packed(segments: Sequence[Sequence[NDArray]], value: int, multiple: int) -> torch.Tensor:
+def _packed(segments: Sequence[Sequence[NDArray]], value: int, n_tokens: int) -> torch.Tensor:
     joined = np.concatenate([row for rows in segments for row in rows]).astype(np.int64)
-    return torch.from_numpy(np.pad(joined, (0, -len(joined) % multiple), constant_values=value))
+    return torch.from_numpy(np.pad(joined, (0, n_tokens - len(joined)), constant_values=value))
 
 
-def _places(rows: Sequence[NDArray], n_extra: int) -> Places:
-    """Of a grid of GRID_MULTIPLE columns or more; n_extra tokens that round the number up all stand
-    in one place of padding."""
+def _places(rows: Sequence[NDArray], n_extra: int, width: int) -> Places:
+    """Of a grid of at least `width` columns; n_extra tokens that round the number up all stand in
+    one place of padding."""
     lengths = np.array([len(row) for row in rows])
-    width = -(-int(lengths.max()) // GRID_MULTIPLE) * GRID_MULTIPLE
-    if n_extra and width * len(rows) == lengths.sum():
-        width += GRID_MULTIPLE
+    width = max(width, grid_width(lengths, n_extra))
     taken = np.arange(width) < lengths[:, None]
     slots = np.zeros(taken.shape, dtype=np.int64)
     slots[taken] = np.arange(lengths.sum())

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 
-from report2impression.batching.collation import GRID_MULTIPLE, TOKEN_MULTIPLE, collate_packed
+from report2impression.batching.collation import TOKEN_MULTIPLE, collate_packed
+from report2impression.batching.shapes import GRID_MULTIPLE
 from report2impression.decoding.options import DecodingPrecision
 from report2impression.decoding.special import special_ids
 from report2impression.decoding.vocabulary import Vocabulary

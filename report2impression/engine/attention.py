@@ -44,7 +44,7 @@ class Grid:
         return self._scatter[parts]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 14)  # more than training has: CUDA graphs must not lose theirs
 def _offsets(parts: int, heads: int, step: int, head_step: int, device: torch.device) -> Tensor:
     """part * step + head * head_step, (parts, heads)."""
     part = torch.arange(parts, device=device)[:, None] * step

@@ -101,6 +101,10 @@ class FastEngine(nn.Module):
                 None if torch.compiler.is_compiling() else self.copies,
             )
 
+    def position_biases(self, source: int, target: int) -> list[Tensor]:
+        """Those of grids so wide; as long as they are kept, biases up to there do not move."""
+        return [self.encoder.position_bias(source), self.decoder.position_bias(target)]
+
     def _padding(self, keys: Tensor) -> Tensor:
         """(B, S) -> (B, 1, 1, S), -inf where there is no token."""
         padding = torch.zeros(keys.shape, dtype=self.dtype, device=keys.device)

@@ -61,6 +61,9 @@ class TrainConfig:
     """fast = padding-free, wherever it covers the model; hf = plain transformers + PEFT forward."""
     compile: bool = False
     """Compile the forward with torch.compile (worth its minutes on a GPU)."""
+    cuda_graphs: bool = False
+    """Launch forward and backward of a micro-batch at once, as CUDA graphs of at most 32 shapes;
+    fast engine, one process. Not yet measured."""
     optimizer: OptimizerName = "adamw"
     """adamw = fused AdamW; adamw8bit = 8-bit states by bitsandbytes (extra "bnb"); adafactor = T5's
     own, steps relative to each weight's size: to pre-train, with a learning rate of 1e-2 or so."""
