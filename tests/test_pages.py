@@ -313,6 +313,13 @@ def test_what_there_is_not_is_left_out() -> None:
         assert words in page() and words not in html
 
 
+def test_groups_of_few_reports_are_named() -> None:
+    figures = demo_figures.figures()
+    figures["breakdown"] = {"group": {f"of {n}": demo_figures.part(n, 1, 2) for n in (19, 20)}}
+    text = Outline(evaluation_page(figures, **demo_figures.inputs())).text
+    assert text.count("Fewer than 20 reports show little, however short the bar: of 19.") == 2
+
+
 def test_a_whole_test_set_stays_small() -> None:
     assert len(page(n=13_057).encode()) < 2_000_000
 

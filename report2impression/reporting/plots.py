@@ -92,6 +92,9 @@ def look(name: str, position: int) -> Look:
     return BY_NAME.get(name.lower(), BY_POSITION[position % len(BY_POSITION)])
 
 
+FEW = 20  # reports; a bootstrap of fewer gives intervals that are too narrow
+
+
 def label(text: str, most: int = 30) -> str:
     """One printable line of at most `most` characters."""
     line = " ".join(printable(text).split())
@@ -141,7 +144,9 @@ def forest(
         axes.spines["left"].set_visible(False)
         svg = _finish(axes, alt)
     columns = [head, *(["Reports"] if counts else []), *names]
-    return Picture(title, svg, columns, rows, title)
+    few = [label(part, 20) for part, n in (counts or {}).items() if n < FEW]
+    note = f"Fewer than {FEW} reports show little, however short the bar: {', '.join(few)}."
+    return Picture(title, svg, columns, rows, title, note=note if few else "")
 
 
 def _ends(value: Cell) -> tuple[float, ...]:
