@@ -83,7 +83,17 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     sizes: dict[str, Any] = {"d_model": 96, "d_ff": 320, "d_kv": 24, "n_heads": 4, "n_layers": 3}
     tokenizer = str(ROOT / "assets" / "tiny_base")
     new_base(NewBaseConfig(output_dir=str(folder / "plain"), tokenizer=tokenizer, **sizes))
-    return {"plain": str(folder / "plain"), "gated": str(make_base("ByT5", folder / "gated"))}
+    of_bart: dict[str, Any] = {"d_model": 96}
+    for side in ("encoder", "decoder"):
+        sizes = {"layers": 3, "ffn_dim": 320, "attention_heads": 4}
+        of_bart |= {f"{side}_{name}": size for name, size in sizes.items()}
+    every: dict[str, Any] = {"attention_dropout": 0.1, "activation_dropout": 0.1}
+    return {
+        "plain": str(folder / "plain"),
+        "gated": str(make_base("ByT5", folder / "gated")),
+        "BART": str(make_base("BART", folder / "bart", **of_bart)),
+        "BART, every dropout": str(make_base("BART", folder / "every", **of_bart | every)),
+    }
 
 
 def recipe(tiny: Tiny, base: str, **changes: Any) -> TrainConfig:
@@ -112,9 +122,17 @@ BITS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("base", ["plain", "gated"])
+CASES = [(base, name) for base in ("plain", "gated") for name in SETTINGS]
+CASES += [("BART", name) for name in SETTINGS if "fast" not in name]
+CASES += [("BART, every dropout", name) for name in ("hf", "full")]
+
+
 @pytest.mark.parametrize(
-    "name", [*SETTINGS, *(pytest.param(name, marks=needs_bitsandbytes) for name in BITS)]
+    ("base", "name"),
+    [
+        *CASES,
+        *(pytest.param(b, n, marks=needs_bitsandbytes) for b in ("plain", "gated") for n in BITS),
+    ],
 )
 def test_weights_and_peak_of_a_step(
     tiny: Tiny, bases: dict[str, str], base: str, name: str, monkeypatch: pytest.MonkeyPatch

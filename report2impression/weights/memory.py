@@ -44,6 +44,7 @@ GATES = {"wi_1", "up_proj"}
 CROSS = {"EncDecAttention", "encoder_attn", "cross_attn"}
 NO_LINEAR = LEFT_OUT | {"relative_attention_bias", "global_relative_attention_bias"}
 DROPOUTS = ("dropout_rate", "dropout")
+OWN_DROPOUTS = ("attention_dropout", "activation_dropout")  # of BART's kind, often 0
 HEADS = ("num_heads", "num_attention_heads", "encoder_attention_heads")
 
 
@@ -85,6 +86,9 @@ class Shapes:
     shapes: Mapping[str, tuple[int, ...]]
     n_heads: int
     dropout: float
+    attention_dropout: float | None = None  # None: as the others; likewise of the activation
+    activation_dropout: float | None = None
+    is_gelu: bool = False  # and not gated
 
     @property
     def n_parameters(self) -> int:
@@ -183,7 +187,11 @@ def read_shapes(config: ModelConfig) -> Shapes:
     dropout = next((part[name] for part in parts for name in DROPOUTS if name in part), 0.1)
     # A name without a dot is BART's final_logits_bias: no parameter.
     shapes = {name: tuple(shape) for name, shape in found.items() if "." in name}
-    return Shapes(settings["model_type"], shapes, n_heads, dropout)
+    # T5Gemma has one of these, too, but its scores are kept in more forms than are counted.
+    is_bart = OWN_DROPOUTS[1] in settings
+    scores, inner = (settings.get(name) if is_bart else None for name in OWN_DROPOUTS)
+    is_gelu = settings.get("activation_function") == "gelu"
+    return Shapes(settings["model_type"], shapes, n_heads, dropout, scores, inner, is_gelu)
 
 
 def _of_hub(path: str, revision: str | None) -> tuple[Json, dict[str, list[int]]]:
@@ -269,31 +277,34 @@ class Sizes:
 
     value: int  # the compute dtype
     noise: int  # mask of a dropout on hidden states; 0 without dropout
+    inner_noise: int  # on the activation of a block
     own: int  # an adapted linear's own copies of its input
     shared: int  # an input that several linears read, once
     scores: int  # of attention: probabilities, and what dropout makes of them
     logits: int  # and of the probabilities and gradients that are alive with them
 
 
-def _sizes(step: Step, *, fast: bool, p: float) -> Sizes:
+def _sizes(base: Shapes, step: Step, *, fast: bool) -> Sizes:
+    p = base.dropout if step.dropout is None else step.dropout
     value, drops = (2 if step.half else FULL), p > 0
+    inner = value * ((p if base.activation_dropout is None else base.activation_dropout) > 0)
     p_lora = step.lora.dropout if step.tuning == "lora" else 0.0
     if fast:  # masks are as wide as values; probabilities are kept with the dropped ones and a mask
         own, shared = (2 * value, 0) if p_lora else (0, value)
-        return Sizes(value, value * drops, own, shared, value * (1 + 2 * drops), 2 * FULL)
+        return Sizes(value, value * drops, inner, own, shared, value * (1 + 2 * drops), 2 * FULL)
     # Softmax is fp32, and what a product takes is cast. PEFT's dropout is fp32, its mask with it;
     # under autocast every linear casts its input for itself.
     own = value * step.half + FULL * (1 + (not step.half)) if p_lora else value * step.half
     shared = 0 if p_lora or step.half else FULL
-    scores = FULL + (2 * value if drops else value * step.half)
-    return Sizes(value, value * drops, own, shared, scores, 3 * FULL)
+    in_attention = (p if base.attention_dropout is None else base.attention_dropout) > 0
+    scores = FULL + (2 * value if in_attention else value * step.half)
+    return Sizes(value, value * drops, inner, own, shared, scores, 3 * FULL)
 
 
 def _activations(base: Shapes, step: Step, lengths: Lengths, n_trainable: int) -> float:
     """When most is kept: at the loss, of which logits are alive, too."""
     fast, (_, n_target) = step.is_fast(base), lengths.tokens
-    p = base.dropout if step.dropout is None else step.dropout
-    sizes = _sizes(step, fast=fast, p=p)
+    sizes = _sizes(base, step, fast=fast)
     stacks = [_of_stack(base, step, sizes, lengths, decoder) for decoder in (False, True)]
     rows = min(n_target, LOGIT_ROWS) if fast else n_target
     loss = rows * base.vocabulary * sizes.logits
@@ -353,6 +364,7 @@ def _made(base: Shapes, step: Step, sizes: Sizes, linear: Linear) -> float:
     if not linear.is_inner:
         return 0
     if base.is_gated:
-        return linear.n_in * (6 * sizes.value + sizes.noise)
-    is_input = sizes.shared and not sizes.noise  # of the next linear, counted there
-    return linear.n_in * (sizes.noise + (0 if is_input else sizes.value))
+        return linear.n_in * (6 * sizes.value + sizes.inner_noise)
+    # What is the next linear's input is counted there; GELU's backward wants its own, too.
+    is_input = sizes.shared and not sizes.inner_noise and not base.is_gelu
+    return linear.n_in * (sizes.inner_noise + (0 if is_input else sizes.value))
