@@ -26,7 +26,10 @@ MEMORY_ROWS = "ours,ours_fp32,ours_hf_fp32,ours_hf_checkpointing"
 GENERATION = ["--decoding.min_new_tokens=48", "--decoding.max_new_tokens=48"]
 # Of each part: flags on a GPU, and on a CPU, where minutes count.
 PARTS: dict[str, tuple[list[str], list[str]]] = {
-    "train_speed": (["--steps=24"], ["--steps=2", "--rounds=1"]),
+    "train_speed": (
+        ["--steps=24"],
+        ["--steps=2", "--rounds=1", '--sides=["trainer_fp32_random"]'],
+    ),
     "generate_speed": (
         [*GENERATION, "--decoding.precision=fp16", '--sides=["hf_sorted_best"]'],
         ["--n=32", "--rounds=1", '--sides=["hf_b16"]'],
