@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VERTEBRA = re.compile(r"[ctl]\d{1,2}(-[ctls]?\d{1,2})?")
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character, as broken JSON has: spaCy refuses it
 GAP = 5  # words that ".." in a term may stand for
-MOST_WORDS = 12_000  # different ones that spaCy keeps, half a KiB each, before it begins anew
+MOST_WORDS = 100_000  # different ones that spaCy keeps, half a KiB each, before it begins anew
 NO_GAP = {"a", "an", "there", "no", "normal", "clear", "without", "which"}
 
 KINDS = ("pseudo", "preceding", "following", "termination")  # NegEx's
