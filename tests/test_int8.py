@@ -11,7 +11,7 @@ from report2impression.decoding.generate import generate
 from report2impression.decoding.options import DecodingConfig
 from report2impression.decoding.vocabulary import Screen, Vocabulary
 from report2impression.engine import int8
-from report2impression.engine.int8 import STEPS_W, STEPS_X, Int8, largest, rounded
+from report2impression.engine.int8 import STEPS_W, STEPS_X, Int8, peaks, rounded
 from report2impression.program.errors import ConfigError
 from tests.test_family import N_TOKENS, base_of
 from tests.test_generate import reports
@@ -42,7 +42,7 @@ def test_whole_numbers_are_multiplied(
     rows: int, inputs: int, outputs: int, spread: float, seed: int
 ) -> None:
     x, weight = drawn(rows, inputs, outputs, spread, seed)
-    size, scale = largest(x), largest(weight) / STEPS_W
+    size, scale = peaks(x), peaks(weight) / STEPS_W
     whole = (weight / scale).round().clamp(-STEPS_W, STEPS_W).double()
     expected = (x / size * STEPS_X).round().double() @ whole.t()
     expected *= (size / STEPS_X).double() * scale.t().double()
@@ -70,7 +70,7 @@ def test_proposed_logits_are_within_their_bound(seed: int, inputs: int, spread: 
     torch.manual_seed(seed)
     weight, hidden = torch.randn(96, inputs), spread * torch.randn(20, inputs)
     weight[40:64] *= 30  # a block of long ones
-    unit = hidden / largest(hidden)
+    unit = hidden / peaks(hidden)
     screen = Screen.of(weight, 32)
     off = (unit.double() @ weight.double().t() - screen.matrix.of_unit(unit).double()).abs()
     assert (off.unflatten(1, (3, 32)).amax(-1) <= screen._bound(unit)).all()

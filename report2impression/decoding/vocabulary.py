@@ -7,7 +7,8 @@ again in fp32. The result is that of fp32, proven row by row: with h' and v' for
     |h v - h' v'|  <=  |h - h'| |v| + |h'| |v - v'|
 
 so a token whose proposed logit is further than that below another's cannot be the best. Tokens
-come in blocks of one bound, so that some long v do not widen it for all.
+come in blocks of one bound, so that some long v do not widen it for all. Rows with too many such
+tokens are multiplied by all of V in its own dtype.
 
 R rows, D model width, V vocabulary, B blocks.
 """
@@ -19,8 +20,7 @@ import torch
 from torch import Tensor
 
 from report2impression.engine.frozen import Frozen
-from report2impression.engine.int8 import Int8, rounded
-from report2impression.engine.int8 import largest as largest_of_rows
+from report2impression.engine.int8 import Int8, peaks, rounded
 
 BLOCKS = (256, 128, 64, 32)
 MOST_BLOCKS = 16  # of a row that are looked at again; else fp32 decides alone
@@ -92,7 +92,7 @@ class Screen:
         """Pairs of a row and a token that could be its best: (n,), (n,). A row may have none: it
         has too many, or is no number."""
         hidden = hidden.float()
-        unit = hidden / largest_of_rows(hidden)  # the order of a row's tokens stays
+        unit = hidden / peaks(hidden)  # the order of a row's tokens stays
         proposed = self.matrix.of_unit(unit)
         forbid(proposed, forbidden, tokens)
         blocks = proposed.unflatten(1, (-1, self.block))

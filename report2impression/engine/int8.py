@@ -26,7 +26,7 @@ class Int8:
 
     def __init__(self, weight: Tensor) -> None:
         weight = weight.float()
-        scale = largest(weight)[:, 0] / STEPS_W
+        scale = peaks(weight)[:, 0] / STEPS_W
         zero = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():  # torch means to give up tensors of this type some day
             warnings.simplefilter("ignore", UserWarning)
@@ -38,7 +38,7 @@ class Int8:
     def __call__(self, x: Tensor) -> Tensor:
         """(N, I) -> (N, O) ~ x W^T in fp32."""
         x = x.float()
-        size = largest(x)
+        size = peaks(x)
         return self.of_unit(x / size).mul_(size)
 
     def of_unit(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Int8:
             return False
 
 
-def largest(x: Tensor) -> Tensor:
+def peaks(x: Tensor) -> Tensor:
     """(N, I) -> the largest absolute value of each row (N, 1), never 0."""
     return x.abs().amax(-1, keepdim=True).clamp_min_(TINY)
 

@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from report2impression.reporting.pages import Cell, printable
 
 BINS = 25  # of a histogram
+FEW = 20  # reports; a bootstrap of fewer gives intervals that are too narrow
 WIDTH = 4.4  # inches: legible when a phone shows the picture over its whole width
 PAINT = ("ink", "line", "lora", "base", "reference", "other")  # variables of page.css
 INK, GRID, LORA, BASE, REFERENCE, OTHER = (f"#00000{digit}" for digit in range(1, 7))
@@ -90,9 +91,6 @@ class Line(NamedTuple):
 
 def look(name: str, position: int) -> Look:
     return BY_NAME.get(name.lower(), BY_POSITION[position % len(BY_POSITION)])
-
-
-FEW = 20  # reports; a bootstrap of fewer gives intervals that are too narrow
 
 
 def label(text: str, most: int = 30) -> str:
