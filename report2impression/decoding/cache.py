@@ -130,6 +130,9 @@ def _segments(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return segments
 
 
+Rows = slice | Tensor  # (n,); neighbours as a slice, which copies nothing
+
+
 @dataclass
 class Segment:
     """Neighbouring places, of like lengths: cross-attention keys and values (2 L, p, H, S, K) and
@@ -138,15 +141,15 @@ class Segment:
     kv: Tensor
     padding: Tensor
 
-    def put(self, places: Tensor, kv: Tensor, padding: Tensor) -> None:
-        """(n,) places within the segment, what `Decoder.memory` gave for them."""
+    def put(self, places: Rows, kv: Tensor, padding: Tensor) -> None:
+        """n places within the segment, what `Decoder.memory` gave for them."""
         n = min(kv.shape[3], self.kv.shape[3])  # spare columns of padding may fall off
         self.kv[:, places, :, :n] = kv[..., :n, :]
         self.kv[:, places, :, n:] = 0  # masked, but 0 * NaN would be NaN
         self.padding[places] = float("-inf")
         self.padding[places, :n] = padding[:, :n]
 
-    def keep(self, places: Tensor) -> None:
+    def keep(self, places: Rows) -> None:
         self.kv, self.padding = self.kv[:, places], self.padding[places]
 
     def narrow(self, longest: int) -> None:
@@ -223,16 +226,20 @@ class Cache:
             segment.narrow(max(lengths[start : start + n]))
             start += n
 
-    def _by_segment(self, places: list[int]) -> Iterator[tuple[Segment, Tensor, Tensor]]:
+    def _by_segment(self, places: list[int]) -> Iterator[tuple[Segment, Rows, Rows]]:
         """Each segment with the rows of `places` that lie in it, and where in it they lie."""
         start = 0
         for segment in list(self.segments):
             end = start + len(segment.padding)
             rows = [row for row, place in enumerate(places) if start <= place < end]
             if rows:
-                inside = self._indices([places[row] - start for row in rows])
-                yield segment, self._indices(rows), inside
+                yield segment, self._rows(rows), self._rows([places[row] - start for row in rows])
             start = end
+
+    def _rows(self, values: list[int]) -> Rows:
+        first, n = values[0], len(values)
+        neighbours = values == list(range(first, first + n))
+        return slice(first, first + n) if neighbours else self._indices(values)
 
     def _indices(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.decoder.device)
@@ -302,7 +309,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """q (P, H, W, K), k and v (P, H, n, K), bias broadcast to (P, H, W, n) -> (P * W, H * K)."""
     n, heads, width, size = q.shape
     q, keys = q.reshape(n * heads, width, size), k.flatten(0, 1)
-    if width == 1 and not k.is_contiguous():  # columns of a longer cache: a third faster so
+    if width == 1:  # columns of a longer cache are a third faster so, whole ones a little
         scores = torch.bmm(keys, q.transpose(1, 2))
     else:
         scores = torch.bmm(q, keys.transpose(1, 2))
