@@ -11,12 +11,12 @@ gets tokens of its own where its tokenizer is another one.
 """
 
 from report2impression.program.errors import exits_cleanly
-from report2impression.program.process import Aside, do_without_bitsandbytes, keep_freed_memory
+from report2impression.program.process import Aside, keep_freed_memory, load_quickly, loaded
 from report2impression.runs.settings import evaluation_settings
 
 if __name__ == "__main__":
     evaluation_settings()  # --help, mistakes and --dry_run are answered before torch is loaded
-    do_without_bitsandbytes()
+    load_quickly()
 
 import hashlib
 import json
@@ -211,6 +211,7 @@ def generate_both(
     provenance = {"base": base_config.path, "base_sha256": _weights_sha256(base)}
     outputs: dict[str, list[Output]] = {}
     texts: dict[str, list[str]] = {}
+    loaded()
     for name, label in LABELS.items():
         model = base if name == "base" else trained_model(found, base_config, base).to(device)
         outputs[name] = generate(

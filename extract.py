@@ -12,11 +12,11 @@ The work is done by report2impression/extracting: `extractor` (also a class to i
 
 from report2impression.extracting.settings import extract_settings
 from report2impression.program.errors import exits_cleanly
-from report2impression.program.process import do_without_bitsandbytes
+from report2impression.program.process import load_quickly
 
 if __name__ == "__main__":
     extract_settings()  # --help and mistakes are answered before torch is loaded
-    do_without_bitsandbytes()
+    load_quickly()
 
 from report2impression.extracting.extraction import run
 

@@ -11,13 +11,12 @@ devices and DDP, and nothing else. The same command again goes on where a run wa
 """
 
 from report2impression.program.errors import exits_cleanly
-from report2impression.program.process import do_without_bitsandbytes
+from report2impression.program.process import load_quickly
 from report2impression.runs.settings import training_settings
 
 if __name__ == "__main__":
     # --help, mistakes and --dry_run are answered before torch is loaded
-    if not training_settings().uses_bitsandbytes:
-        do_without_bitsandbytes()
+    load_quickly(bitsandbytes=training_settings().uses_bitsandbytes)
 
 from collections.abc import Callable
 from functools import partial

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -50,6 +51,31 @@ def answers(*argv: str, code: int) -> set[str]:
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "report2impression.program" in names
     return HEAVY & {name.partition(".")[0] for name in names}
+
+
+def test_what_libraries_bring_is_not_searched_for_garbage() -> None:
+    """Not while they are loaded, nor later, nor at the end; what a program makes is."""
+    code = """
+        import atexit, gc
+        from report2impression.program.errors import exits_cleanly
+        from report2impression.program.process import load_quickly, loaded
+        searched = []
+        gc.callbacks.append(lambda *_: searched.append(1))
+        atexit.register(lambda: print(len(gc.get_objects()) < 100))
+        load_quickly()
+        brought = [[i] for i in range(10**5)]
+        print(not searched)
+        @exits_cleanly
+        def main():
+            print(not gc.isenabled())
+            loaded()
+            print(gc.isenabled() and gc.get_freeze_count() > 10**5)
+            made = [[i] for i in range(10**5)]
+            print(len(searched) > 1)
+        main()
+    """
+    done = python("-c", dedent(code))
+    assert done.stdout.split() == ["True"] * 5, done.stderr
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])

@@ -34,7 +34,7 @@ from report2impression.extracting.outputs import (
 from report2impression.extracting.reports import FINDINGS, IMPRESSIONS, WHOLE, Columns, Report
 from report2impression.extracting.structuring import Structurer
 from report2impression.program.errors import ConfigError, DataError, PreemptedError
-from report2impression.program.process import keep_few_products, keep_freed_memory
+from report2impression.program.process import keep_few_products, keep_freed_memory, loaded
 from report2impression.program.terminal import print_table
 from report2impression.reading.licence import Mark, mark_of, read_mark, write_mark
 from report2impression.runs.recipe import TrainConfig
@@ -61,6 +61,7 @@ def run(config: ExtractConfig, trained: TrainConfig) -> None:
             (found,) = extractor.extract(list(given.reports()))
             _print_one(found, standard)
             return
+        loaded()
         work = Extraction(config, group.rank, group.n_ranks)
         done = _done(config, file)
         output = standard if file is None else Lines(file)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from report2impression.program.privacy import for_terminal, private_process
-from report2impression.program.process import quieten_libraries
+from report2impression.program.process import leave_quickly, quieten_libraries
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,6 +95,7 @@ def exits_cleanly(main: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         quieten_libraries()
+        leave_quickly()
         try:
             with private_process():
                 try:

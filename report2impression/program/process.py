@@ -13,7 +13,9 @@ through a pipe and never onto the disk. It is only ever a help: whatever happens
 is called here instead.
 """
 
+import atexit
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -54,10 +56,26 @@ def quieten_libraries() -> None:
         transformers.utils.logging.set_verbosity_error()
 
 
-def do_without_bitsandbytes() -> None:
-    """Of a program that quantises nothing, before its imports: PEFT would load it where it is
-    installed, and it torch's compiler, a second; so it finds that it is not."""
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+def load_quickly(*, bitsandbytes: bool = False) -> None:
+    """Of a program, before its imports: nothing is searched for garbage until `loaded`. Of one that
+    quantises nothing, PEFT would load bitsandbytes where it is installed, and that torch's
+    compiler, a second; so it finds that it is not."""
+    gc.disable()
+    if not bitsandbytes:
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+
+
+def loaded() -> None:
+    """Of a program that has what it needs: garbage is collected as ever, but for what was loaded,
+    half a million objects of libraries."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+def leave_quickly() -> None:
+    """Of a program: at its end nothing is searched for garbage, which takes two seconds."""
+    atexit.register(gc.freeze)
 
 
 # Parameters of mallopt(3).
@@ -151,6 +169,7 @@ def _work(prepare: Callable[[], object], pipe: Connection, other_end: Connection
     other_end.close()  # so that the end of that process is the end of the pipe
     with suppress(Exception):
         prepare()
+    loaded()
     with suppress(EOFError, OSError):
         while True:
             function, args = pipe.recv()

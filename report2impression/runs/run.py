@@ -21,6 +21,7 @@ from torch import nn
 from report2impression.engine.models import count_parameters
 from report2impression.engine.precision import resolve_precision
 from report2impression.program.errors import ConfigError
+from report2impression.program.process import loaded
 from report2impression.program.terminal import print_table
 from report2impression.runs.checkpoint import Best, Checkpoints
 from report2impression.runs.durable import Stored
@@ -94,6 +95,7 @@ class Run:
         self.checkpoint = None  # its bytes are the checkpoints' to let go
         try:
             with self.stop.deferred(), storage_errors(folder):
+                loaded()
                 yield tracker, checkpoints
         finally:
             tracker.close()

@@ -7,12 +7,12 @@ sends (Authorization: Bearer ...), and something in front that speaks TLS. Needs
 """
 
 from report2impression.program.errors import exits_cleanly
-from report2impression.program.process import do_without_bitsandbytes
+from report2impression.program.process import load_quickly, loaded
 from report2impression.serving.options import serving_settings
 
 if __name__ == "__main__":
     serving_settings()  # --help and mistakes are answered before torch is loaded
-    do_without_bitsandbytes()
+    load_quickly()
 
 import signal
 import socket
@@ -49,6 +49,7 @@ def serve(config: ServeConfig) -> None:
         work = partial(_records, load())
         base = partial(_records, load(untrained=True)) if config.compare else None
         told = work(["the lungs are clear"])[0]["provenance"]  # and loads what is loaded lazily
+        loaded()
         facts = {name: told[name] for name in ("model", "adapter_sha256", "decoding", "rules")}
         app = application(
             work,
