@@ -8,7 +8,7 @@ from tests.programs import ForkServer
 
 CODE = """
 import resource, torch
-from report2impression.program.process import keep_freed_memory
+from report2impression.program.process import give_back_memory, keep_freed_memory
 torch.set_num_threads(1)
 kept = keep_freed_memory() if {keep} else True
 def faults():
@@ -19,6 +19,8 @@ def faults():
 for _ in range(3):
     faults()
 print(kept, faults())
+give_back_memory()
+print(faults())
 """
 
 
@@ -27,7 +29,8 @@ def test_freed_memory_is_kept(libraries: ForkServer) -> None:
     found = {}
     for keep in (True, False):
         done = libraries.run("-c", CODE.format(keep=keep))
-        kept, faults = done.stdout.split()
+        kept, faults, afterwards = done.stdout.split()
         assert kept == "True", done.stderr
         found[keep] = int(faults)
+        assert int(afterwards) > 16_000  # given back when asked
     assert found[True] < 20_000 < 100_000 < found[False]  # 64 MiB is 16,384 pages, eight times

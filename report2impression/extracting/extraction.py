@@ -34,7 +34,12 @@ from report2impression.extracting.outputs import (
 from report2impression.extracting.reports import FINDINGS, IMPRESSIONS, WHOLE, Columns, Report
 from report2impression.extracting.structuring import Structurer
 from report2impression.program.errors import ConfigError, DataError, PreemptedError
-from report2impression.program.process import keep_few_products, keep_freed_memory, loaded
+from report2impression.program.process import (
+    give_back_memory,
+    keep_few_products,
+    keep_freed_memory,
+    loaded,
+)
 from report2impression.program.terminal import print_table
 from report2impression.reading.licence import Mark, mark_of, read_mark, write_mark
 from report2impression.runs.recipe import TrainConfig
@@ -166,6 +171,7 @@ class Extraction:
                 texts = (block[i].text for i in wanted if not there[i])
                 self.counts["not English"] += n_not_english(texts)
                 bar.update(len(block))
+                give_back_memory()
 
     def _blocks(self, given: Input) -> Iterator[list[Report]]:
         number, n = self.part

@@ -91,11 +91,21 @@ SETTINGS = {
 
 def keep_freed_memory() -> bool:
     """Apply the settings to this process; false where the C library has no mallopt."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return False
     taken = [mallopt(parameter, value) for parameter, value in SETTINGS.items()]
     return all(taken)
+
+
+def give_back_memory() -> None:
+    """What is free now goes back to the system, pieces between what is used, too."""
+    if trim := _of_glibc("malloc_trim"):
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 # Products that oneDNN and torch's layer above it keep prepared, of 20 to 100 KiB each.

@@ -13,6 +13,7 @@ pneumothorax" ...).
 import bisect
 import functools
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 VERTEBRA = re.compile(r"[ctl]\d{1,2}(-[ctls]?\d{1,2})?")
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character, as broken JSON has: spaCy refuses it
 GAP = 5  # words that ".." in a term may stand for
-MOST_WORDS = 100_000  # different ones that spaCy keeps, half a KiB each, before it begins anew
+MOST_WORDS = 10_000  # different ones that spaCy keeps, half a KiB each; the lexicon has 5,300
 NO_GAP = {"a", "an", "there", "no", "normal", "clear", "without", "which"}
 
 KINDS = ("pseudo", "preceding", "following", "termination")  # NegEx's
@@ -71,8 +72,6 @@ class Words(NamedTuple):
 
 def parse(text: str) -> list[Statement]:
     """The statements, in order; together they hold every word of the text."""
-    if parser().n_words > MOST_WORDS:
-        parser.cache_clear()
     return parser()(SURROGATE.sub("\ufffd", text))
 
 
@@ -89,15 +88,19 @@ class Parser:
 
     def __init__(self, nlp: "Language") -> None:
         self._cut, self._vocab, self.find = nlp.tokenizer, nlp.vocab, Finder(nlp)
+        self._one_by_one = threading.Lock()  # spaCy forgets the words of every thread
         self.denied, self.suspected = negex(nlp)
 
-    @property
-    def n_words(self) -> int:
-        """Different ones seen so far: spaCy keeps each, so that a service would grow for as long as
-        it reads names and numbers."""
-        return len(self._vocab)
-
     def __call__(self, text: str) -> list[Statement]:
+        """spaCy keeps every different word, so that a service would grow for as long as it reads
+        names and numbers: those after the first ten thousand are forgotten after their text."""
+        with self._one_by_one:
+            if len(self._vocab) < MOST_WORDS:
+                return self._parse(text)
+            with self._vocab.memory_zone():
+                return self._parse(text)
+
+    def _parse(self, text: str) -> list[Statement]:
         doc = self._cut(text)
         tokens = list(doc)  # every look at a token of a doc makes it anew
         words = [token.lower_ for token in tokens]
