@@ -1,4 +1,4 @@
-"""How long a program takes to answer: --help, a mistyped flag, --dry_run, the first training step.
+"""How long programs take: --help, a mistyped flag, --dry_run, the first training step, small jobs.
 
     python -m bench.start
     python -m bench.start --checkout OLDER --audit '["-m","corpus.audit"]'     an older checkout
@@ -44,28 +44,33 @@ class StartConfig:
     """Base of the training step, from the checkout's folder."""
 
 
-def answered(config: StartConfig, *argv: str) -> float:
-    """Seconds until the program has ended."""
+def ended(config: StartConfig, code: int, *argv: str) -> float:
+    """Seconds until the program has ended. ConfigError if not with this exit code."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, *argv], cwd=config.checkout, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, *argv], cwd=config.checkout, capture_output=True)
+    if done.returncode != code:
+        raise ConfigError(f"{' '.join(argv[:2])} of {config.checkout} ended with {done.returncode}")
     return time.perf_counter() - begun
 
 
-def first_step(config: StartConfig, folder: Path) -> float:
-    """Seconds until the first optimizer step is told. ConfigError if none ever is."""
-    run = folder / "run"
+def one_step(config: StartConfig, folder: Path) -> list[str]:
+    """A training of one optimizer step."""
     flags: dict[str, object] = {
-        "output_dir": run,
+        "output_dir": folder / "run",
         "data.path": folder / "data",
         "data.cache_dir": folder / "cache",
     }
     flags |= {"model.path": config.model, "max_steps": 1, "log_every": 1}
-    argv = ["train_loop.py", "--cpu", "--fresh", *(f"--{k}={v}" for k, v in flags.items())]
-    log = run / "metrics.jsonl"
+    return ["train_loop.py", "--cpu", "--fresh", *(f"--{k}={v}" for k, v in flags.items())]
+
+
+def first_step(config: StartConfig, folder: Path) -> float:
+    """Seconds until the first optimizer step is told. ConfigError if none ever is."""
+    log = folder / "run" / "metrics.jsonl"
     log.unlink(missing_ok=True)
     begun = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, *argv],
+        [sys.executable, *one_step(config, folder)],
         cwd=config.checkout,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -79,17 +84,22 @@ def first_step(config: StartConfig, folder: Path) -> float:
 
 def sides(config: StartConfig, folder: Path) -> dict[str, Callable[[], float]]:
     """What is measured, by name."""
-    call, data = partial(partial, answered, config), f"--data.path={folder / 'data'}"
+    call, wrong = (partial(partial, ended, config, code) for code in (0, 2))
+    data = f"--data.path={folder / 'data'}"
+    adapter = f"--adapter={folder / 'run' / 'adapter'}"
     return {
         "train_loop --help": call("train_loop.py", "--help"),
-        "train_loop, mistyped flag": call("train_loop.py", "--ouput_dir=x"),
+        "train_loop, mistyped flag": wrong("train_loop.py", "--ouput_dir=x"),
         "train_loop --dry_run": call("train_loop.py", "--dry_run", data),
         "train_loop, first step": partial(first_step, config, folder),
+        "train_loop, whole run of one step": call(*one_step(config, folder)),
         "eval --help": call("eval.py", "--help"),
-        "eval, mistyped flag": call("eval.py", "--adpter=x"),
-        "eval --dry_run": call("eval.py", f"--adapter={folder / 'run' / 'adapter'}", "--dry_run"),
+        "eval, mistyped flag": wrong("eval.py", "--adpter=x"),
+        "eval --dry_run": call("eval.py", adapter, "--dry_run"),
+        "eval, whole run of 8 reports": call("eval.py", adapter, "--n=8"),
+        "extract, one report": call("extract.py", adapter, f"--input={folder / 'one.txt'}"),
         "audit --help": call(*config.audit, "--help"),
-        "audit, mistyped flag": call(*config.audit, "--data.pth=x"),
+        "audit, mistyped flag": wrong(*config.audit, "--data.pth=x"),
     }
 
 
@@ -99,6 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_splits(folder / "data", N_TRAIN, N_OTHER, N_OTHER, seed=0)
+        (folder / "one.txt").write_text("The lungs are clear. No effusion or pneumothorax.")
         measured = sides(config, folder)
         found: dict[str, list[float]] = {side: [] for side in measured}
         for number in range(config.rounds + 1):
