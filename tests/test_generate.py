@@ -15,6 +15,7 @@ from model import attach_lora
 from report2impression.batching.tokens import Tokens
 from report2impression.decoding import cache, hf, places
 from report2impression.decoding import generate as generation
+from report2impression.decoding.cache import Segment
 from report2impression.decoding.generate import generate, longest_first, stream
 from report2impression.decoding.options import DecodingConfig, Output
 from report2impression.decoding.search import Result
@@ -97,6 +98,15 @@ def test_places_are_refilled_and_columns_moved(
     source = reports(60, seed=3)
     ours, theirs = both(talkative, source, batch_size=7, **call)
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("kept", [slice(0, 2), torch.tensor([0, 3])])
+def test_what_is_forgotten_takes_no_memory(kept: slice | torch.Tensor) -> None:
+    segment = Segment(torch.rand(4, 5, 2, 8, 3), torch.rand(5, 8))
+    due = segment.kv[:, kept].clone()
+    segment.keep(kept)
+    assert torch.equal(segment.kv, due)
+    assert segment.kv.untyped_storage().nbytes() == segment.kv.nbytes
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

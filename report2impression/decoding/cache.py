@@ -150,7 +150,8 @@ class Segment:
         self.padding[places, :n] = padding[:, :n]
 
     def keep(self, places: Rows) -> None:
-        self.kv, self.padding = self.kv[:, places], self.padding[places]
+        # A slice of some would hold the memory of all; of all, it is as it was.
+        self.kv, self.padding = self.kv[:, places].contiguous(), self.padding[places]
 
     def narrow(self, longest: int) -> None:
         """No source is longer than `longest` tokens any more: forget the rest."""

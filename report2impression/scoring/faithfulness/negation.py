@@ -93,7 +93,7 @@ class Parser:
 
     def __call__(self, text: str) -> list[Statement]:
         """spaCy keeps every different word, so that a service would grow for as long as it reads
-        names and numbers: those after the first ten thousand are forgotten after their text."""
+        names and numbers: those after the first MOST_WORDS are forgotten after their text."""
         with self._one_by_one:
             if len(self._vocab) < MOST_WORDS:
                 return self._parse(text)
